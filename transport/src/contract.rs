@@ -1,0 +1,263 @@
+//! The [`Transport`] trait: what the protocol may assume of every link.
+//!
+//! Two lanes per peer. The *data* lane carries one-sided writes into regions that the peer
+//! granted; the *control* lane carries whole messages in order. The contract:
+//!
+//! * **C1 FIFO or fail.** Operations on one lane take effect in post order. After a failure
+//!   nothing later takes effect until the lane is rebuilt under a new incarnation
+//!   ([`Event::LinkDown`], then [`Event::LinkUp`]); outcomes in flight are *unknown*.
+//! * **C2 No atomicity.** A reader may see any mixture of old and new bytes of an unfinished
+//!   write: for ever, after a crash or a fence.
+//! * **C3 A completion says its level** ([`Level`]): accepted by the remote end, visible to its
+//!   processor, durable.
+//! * **C4 Fence.** When [`Transport::revoke`] returns, no byte of that region changes any more
+//!   through that peer's grant, and everything that the peer was or will be told succeeded is
+//!   visible.
+//! * **C5** Nothing of an older incarnation ever validates.
+
+use bytes::Bytes;
+use quorate_consensus::{Incarnation, NodeId};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names a region within one replica. Which region serves what is a convention of both ends;
+/// see [`RegionId::inbox`] and [`RegionId::row`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RegionId(pub u32);
+
+impl RegionId {
+    /// The ring that `writer` ships its records into.
+    #[must_use]
+    pub const fn inbox(writer: NodeId) -> Self {
+        Self(0x1_0000 | writer.0 as u32)
+    }
+
+    /// The two lines that `writer` publishes its row in.
+    #[must_use]
+    pub const fn row(writer: NodeId) -> Self {
+        Self(0x2_0000 | writer.0 as u32)
+    }
+}
+
+/// The two lanes to a peer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Lane {
+    /// Ordered messages.
+    Control,
+    /// One-sided writes.
+    Data,
+}
+
+/// How far a write is known to have come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Level {
+    /// The remote end has it and will not lose it while it lives (a verbs WRITE completion).
+    Accepted,
+    /// The remote processor sees it.
+    Visible,
+    /// It survives power failure of the remote end.
+    Durable,
+}
+
+/// What happened since the last poll.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A lane works. `incarnation` was agreed for this life of the lane and is the same at both
+    /// ends; the peer's regions listed in `regions` may be written as far as they are granted.
+    LinkUp {
+        /// Who.
+        peer: NodeId,
+        /// Which lane.
+        lane: Lane,
+        /// This life of the lane.
+        incarnation: Incarnation,
+    },
+    /// A lane failed. Everything posted on it and not completed is unknown.
+    LinkDown {
+        /// Who.
+        peer: NodeId,
+        /// Which lane.
+        lane: Lane,
+        /// For the operator.
+        reason: String,
+    },
+    /// A message arrived on the control lane. The bytes are private to the receiver.
+    Control {
+        /// From whom.
+        peer: NodeId,
+        /// The message.
+        message: Bytes,
+    },
+    /// A hint: `region` was written by `peer`. A transport that cannot tell (verbs) sends none,
+    /// and says so by [`Transport::hints`].
+    Written {
+        /// By whom.
+        peer: NodeId,
+        /// Where.
+        region: RegionId,
+    },
+    /// All data-lane writes to `peer` with a number up to and including `through` reached `level`.
+    Completed {
+        /// To whom.
+        peer: NodeId,
+        /// Cumulative.
+        through: OpNumber,
+        /// How far.
+        level: Level,
+    },
+}
+
+/// Numbers the writes of one life of a data lane, from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct OpNumber(pub u64);
+
+/// Why an operation was not posted. Nothing of it took effect.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PostError {
+    /// The lane is down; wait for [`Event::LinkUp`].
+    #[error("the link to replica {0} is down")]
+    Down(NodeId),
+    /// The send queue is full: try again after the next poll. Back-pressure, not a failure.
+    #[error("the send queue to replica {0} is full")]
+    Full(NodeId),
+    /// No such peer is configured.
+    #[error("replica {0} is not a peer of this transport")]
+    Unknown(NodeId),
+    /// Larger than the transport can carry in one piece.
+    #[error("{length} bytes are more than the limit of {limit}")]
+    TooLarge {
+        /// What was asked for.
+        length: usize,
+        /// What is possible.
+        limit: usize,
+    },
+}
+
+/// A misuse of a region.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RegionError {
+    /// Registered twice.
+    #[error("region {0:?} is already registered")]
+    Exists(RegionId),
+    /// Never registered.
+    #[error("region {0:?} is not registered")]
+    Missing(RegionId),
+    /// The device or the system refused the memory.
+    #[error("region {0:?} of {1} bytes: {2}")]
+    Refused(RegionId, usize, String),
+}
+
+/// Wakes a thread that is inside [`Transport::park`], from any thread.
+pub trait Wake: Send + Sync {
+    /// The next or the current `park` returns at once. Cheap enough to call often, not per command:
+    /// callers check first whether the thread sleeps.
+    fn wake(&self);
+}
+
+/// What one link looks like to an operator.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LinkStatus {
+    /// Whether the control lane is up.
+    pub control_up: bool,
+    /// Whether the data lane is up.
+    pub data_up: bool,
+    /// What carries it: "tcp", "rdma", "memory".
+    pub carrier: &'static str,
+    /// Bytes that wait in the send queues.
+    pub queued_bytes: usize,
+    /// How often a lane was rebuilt after a failure.
+    pub reconnects: u64,
+    /// The last failure, for the operator; empty if there was none.
+    pub last_error: String,
+}
+
+/// A transport, seen from one replica. Used by one thread: every call returns at once but `park`.
+pub trait Transport: Send {
+    /// This replica.
+    fn local(&self) -> NodeId;
+
+    /// The configured peers, in order of their ids.
+    fn peers(&self) -> Vec<NodeId>;
+
+    /// Allocates `length` zeroed bytes that peers may be granted to write.
+    ///
+    /// # Errors
+    /// [`RegionError`] when it exists already or the memory cannot be had.
+    fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError>;
+
+    /// Lets `peer` write into `region`, in this and later lives of the lane, until revoked.
+    ///
+    /// # Errors
+    /// [`RegionError::Missing`].
+    fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError>;
+
+    /// Takes the right back; contract C4 holds when it returns. A write that arrives later fails
+    /// the data lane of that peer.
+    ///
+    /// # Errors
+    /// [`RegionError::Missing`].
+    fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError>;
+
+    /// Copies bytes out of a region that peers may be writing at this moment (contract C2): what
+    /// comes back is private, and is to be checked before it is believed.
+    ///
+    /// # Panics
+    /// If the range is not inside the region: an error of the caller.
+    fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]);
+
+    /// Loads an aligned little-endian word with acquire ordering: what was written before it in
+    /// the same lane, and arrived in order, is seen by later reads.
+    ///
+    /// # Panics
+    /// If `offset` is not a multiple of 8 or not inside the region: an error of the caller.
+    fn load(&self, region: RegionId, offset: usize) -> u64;
+
+    /// Posts a one-sided write of `pieces`, one after the other, to `offset` in the peer's region.
+    /// The bytes are shared, not copied, where the transport can.
+    ///
+    /// # Errors
+    /// [`PostError`]; then nothing was posted.
+    fn write(
+        &mut self,
+        peer: NodeId,
+        region: RegionId,
+        offset: usize,
+        pieces: &[Bytes],
+    ) -> Result<OpNumber, PostError>;
+
+    /// Posts a message on the control lane.
+    ///
+    /// # Errors
+    /// [`PostError`]; then nothing was posted.
+    fn send(&mut self, peer: NodeId, message: Bytes) -> Result<(), PostError>;
+
+    /// Sends what was posted: one doorbell, or one system call, for many operations.
+    fn flush(&mut self);
+
+    /// Receives what has arrived and appends what happened. Never blocks.
+    fn poll(&mut self, events: &mut Vec<Event>);
+
+    /// Sleeps until something can be polled, [`Wake::wake`] is called, or the time is over.
+    fn park(&mut self, timeout: Duration);
+
+    /// A handle for other threads.
+    fn waker(&self) -> Arc<dyn Wake>;
+
+    /// Whether [`Event::Written`] is sent for every write; if not, the caller looks at its regions
+    /// after each poll.
+    fn hints(&self) -> bool;
+
+    /// Drops both lanes of `peer` (a protocol error at the other end) and rebuilds them after the
+    /// usual back-off. [`Event::LinkDown`] follows.
+    fn reset(&mut self, peer: NodeId, reason: &str);
+
+    /// What the link to `peer` looks like.
+    fn status(&self, peer: NodeId) -> LinkStatus;
+}
+
+impl fmt::Debug for dyn Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Transport({})", self.local())
+    }
+}
