@@ -1,0 +1,135 @@
+//! The follower's side of phase 2: accepting what the leader ships, and learning what is chosen.
+
+use super::Paxos;
+use crate::role::Role;
+use crate::{Accept, Ballot, Message, Nanos, NodeId, Row, RowFlags, Slot};
+
+/// A record that cannot follow what was accepted before: the lane lost something, or the peer
+/// misbehaves. The link is to be reset; the leader then starts again from our row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    /// The slot that had to come next.
+    pub expected: Slot,
+    /// The first slot that came.
+    pub found: Slot,
+}
+
+impl core::fmt::Display for Gap {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "slot {} came where slot {} was due", self.found, self.expected)
+    }
+}
+
+impl Paxos {
+    /// A record arrived on the data lane. Takes the values out of `accept`.
+    ///
+    /// # Errors
+    /// [`Gap`]: the lane must be reset.
+    pub fn on_accept(&mut self, now: Nanos, from: NodeId, accept: &mut Accept) -> Result<(), Gap> {
+        self.now = self.now.max(now);
+        let ballot = accept.ballot;
+        let promised = self.acceptor.promised();
+        if ballot.node != from || accept.values.is_empty() {
+            accept.values.clear();
+            return Ok(());
+        }
+        if ballot < promised {
+            // A deposed leader: its records are ignored by ballot, and it is told once a record.
+            self.send(from, Message::Nack { ballot, promised });
+            accept.values.clear();
+            return Ok(());
+        }
+        if self.poisoned {
+            accept.values.clear();
+            return Ok(());
+        }
+        if ballot > promised {
+            // An Accept implies a promise: its sender has won phase 1.
+            self.acceptor.promise(ballot);
+        }
+        self.follow(ballot);
+        if let Some(index) = self.peer_index(from) {
+            self.peers[index].heard_at = Some(self.now);
+        }
+        self.acceptor.begin(ballot, self.commit_slot);
+        let expected = self.acceptor.accepted_slot().next();
+        if accept.first > expected {
+            accept.values.clear();
+            self.acceptor.mark();
+            return Err(Gap { expected, found: accept.first });
+        }
+        let mut slot = accept.first;
+        for value in accept.values.drain(..) {
+            if slot > self.acceptor.accepted_slot() {
+                self.acceptor.accept(slot, value);
+            }
+            slot = slot.next();
+        }
+        self.learn_commit(ballot, accept.commit_slot);
+        self.note_chosen_elsewhere(accept.commit_slot);
+        if self.acceptor.mark() {
+            self.mark_row_due_to_leader();
+        }
+        Ok(())
+    }
+
+    /// A peer's row arrived: vote, heartbeat, commit and read-index ping in one.
+    pub fn on_row(&mut self, now: Nanos, from: NodeId, row: Row) {
+        self.now = self.now.max(now);
+        let Some(index) = self.peer_index(from) else { return };
+        let before = self.peers[index].row;
+        self.peers[index].row = row;
+        self.peers[index].heard_at = Some(self.now);
+        self.round_seen = self.round_seen.max(row.promised.round);
+        self.note_chosen_elsewhere(row.commit_slot);
+        if row.flags.has(RowFlags::LEADING) {
+            self.on_leader_row(index, row);
+        } else if before.flags.has(RowFlags::LEADING)
+            && self.leader.is_some_and(|ballot| ballot.node == from)
+        {
+            // It says itself that it leads no more: no need to wait for silence.
+            self.leader_lost();
+            let soon = self.chance.between(Nanos(0), self.settings.election_timeout_min);
+            self.election_at = self.election_at.min(self.now + soon);
+        }
+        if let Role::Leader(_) = self.role {
+            self.on_follower_row(from, row);
+        }
+    }
+
+    fn on_leader_row(&mut self, index: usize, row: Row) {
+        let ballot = row.promised;
+        let from = self.peers[index].node;
+        if ballot.node != from || ballot < self.acceptor.promised() || self.own_ballot() >= ballot {
+            return;
+        }
+        self.follow(ballot);
+        if row.ping > self.peers[index].ping_seen && ballot == self.acceptor.promised() {
+            self.peers[index].ping_seen = row.ping;
+            self.peers[index].row_due = true;
+        }
+        let before = self.commit_slot;
+        self.learn_commit(ballot, row.commit_slot);
+        if self.commit_slot != before {
+            self.acceptor.mark();
+        }
+    }
+
+    /// The ballot under which this replica leads, if it does.
+    fn own_ballot(&self) -> Ballot {
+        self.role.leader().map_or(Ballot::ZERO, |leader| leader.ballot)
+    }
+
+    /// The leader of `ballot` says that everything up to `commit` is chosen. What we hold is that
+    /// value only as far as we accepted it under the same ballot.
+    fn learn_commit(&mut self, ballot: Ballot, commit: Slot) {
+        if ballot != self.acceptor.accepted_ballot() {
+            return;
+        }
+        let known = commit.min(self.acceptor.accepted_slot());
+        if known > self.commit_slot {
+            self.commit_slot = known;
+            self.catch_up_progressed();
+        }
+    }
+}

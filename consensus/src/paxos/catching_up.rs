@@ -1,0 +1,184 @@
+//! Catching up: chosen values from any peer's log, for a replica that lagged, restarted, or has no
+//! link to the leader.
+
+use super::{LOG_READS_MAX, LogRead, Paxos};
+use crate::role::Role;
+use crate::{Ballot, Entry, Message, Nanos, NodeId, Slot};
+use alloc::vec::Vec;
+
+/// One request is outstanding at a time: the reply of at most `catch_up_bytes` is the flow control.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CatchUp {
+    /// Someone knows everything up to here to be chosen.
+    target: Slot,
+    /// Who was asked last, and when the answer is given up.
+    asked: Option<(NodeId, Nanos)>,
+    /// When `commit_slot` last moved, or there was last nothing to catch up.
+    progressed_at: Nanos,
+}
+
+impl Paxos {
+    /// A peer says that everything up to `commit` is chosen.
+    pub(super) fn note_chosen_elsewhere(&mut self, commit: Slot) {
+        if self.catch_up.target <= self.commit_slot {
+            self.catch_up.progressed_at = self.now;
+        }
+        self.catch_up.target = self.catch_up.target.max(commit);
+    }
+
+    /// `commit_slot` moved.
+    pub(super) fn catch_up_progressed(&mut self) {
+        self.catch_up.progressed_at = self.now;
+    }
+
+    /// The leader's memory does not reach back to what we lack: begin at once.
+    pub(super) fn on_behind(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        first_available: Slot,
+        commit_slot: Slot,
+    ) {
+        if ballot < self.acceptor.promised() || self.commit_slot.next() >= first_available {
+            return;
+        }
+        self.note_chosen_elsewhere(commit_slot);
+        if self.catch_up.asked.is_none() {
+            let source = self.catch_up_source(None).unwrap_or(from);
+            self.ask(source);
+        }
+    }
+
+    /// A new leader pulls what `source` knows to be chosen.
+    pub(super) fn catch_up_from(&mut self, source: NodeId, through: Slot) {
+        self.note_chosen_elsewhere(through);
+        if self.catch_up.asked.is_none() {
+            self.ask(source);
+        }
+    }
+
+    /// Live shipping is the normal way; this one starts when it has not helped for a while.
+    pub(super) fn on_catch_up_timer(&mut self) {
+        if self.poisoned || self.commit_slot >= self.catch_up.target {
+            self.catch_up.asked = None;
+            return;
+        }
+        match self.catch_up.asked {
+            Some((_, give_up_at)) if self.now < give_up_at => {}
+            Some((asked, _)) => {
+                let source = self.catch_up_source(Some(asked)).unwrap_or(asked);
+                self.ask(source);
+            }
+            None => {
+                let patience = Nanos(self.settings.election_timeout_min.0 / 2);
+                if self.now.since(self.catch_up.progressed_at) >= patience {
+                    if let Some(source) = self.catch_up_source(None) {
+                        self.ask(source);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A live peer that knows more than we do: followers before the leader, which has other work,
+    /// and another one than `not`, which did not answer.
+    fn catch_up_source(&self, not: Option<NodeId>) -> Option<NodeId> {
+        let leader = self.leader();
+        let within = self.settings.election_timeout_min;
+        let able = self
+            .peers
+            .iter()
+            .filter(|peer| peer.row.commit_slot > self.commit_slot && self.hears(peer, within));
+        able.min_by_key(|peer| (Some(peer.node) == not, Some(peer.node) == leader, peer.node))
+            .map(|peer| peer.node)
+    }
+
+    fn ask(&mut self, source: NodeId) {
+        let full = self.settings.cache_bytes_max;
+        if self.acceptor.window.bytes() > full && self.applied_slot < self.commit_slot {
+            // The state machine is behind: memory is bounded, the timer asks again.
+            self.catch_up.asked = None;
+            return;
+        }
+        self.catch_up.asked = Some((source, self.now + self.settings.election_timeout_min));
+        let bytes_max = self.settings.catch_up_bytes;
+        self.send(source, Message::CatchUpRequest { first: self.commit_slot.next(), bytes_max });
+    }
+
+    pub(super) fn on_catch_up_request(&mut self, from: NodeId, first: Slot, bytes_max: u32) {
+        let last = self.commit_slot;
+        if first > last || first >= self.acceptor.window.first() {
+            let entries = self.acceptor.window.entries(first, last, bytes_max as usize);
+            self.reply_to_catch_up(from, first, entries);
+        } else if self.log_reads.len() < LOG_READS_MAX {
+            self.log_reads.push_back(LogRead { to: from, first, last, bytes_max });
+        }
+    }
+
+    /// The log was read for a peer; `entries` are consecutive from `read.first` and may be none.
+    pub fn on_log_read(&mut self, read: LogRead, mut entries: Vec<Entry>) {
+        entries.retain(|entry| entry.slot <= read.last);
+        self.reply_to_catch_up(read.to, read.first, entries);
+    }
+
+    fn reply_to_catch_up(&mut self, to: NodeId, first: Slot, entries: Vec<Entry>) {
+        let (commit_slot, log_first) = (self.commit_slot, self.log_first);
+        self.send(to, Message::CatchUpReply { first, commit_slot, log_first, entries });
+    }
+
+    pub(super) fn on_catch_up_reply(
+        &mut self,
+        from: NodeId,
+        first: Slot,
+        commit_slot: Slot,
+        log_first: Slot,
+        entries: Vec<Entry>,
+    ) {
+        if self.poisoned || matches!(self.role, Role::Leader(_)) {
+            return;
+        }
+        let asked = self.catch_up.asked.is_some_and(|(source, _)| source == from);
+        let before = self.commit_slot;
+        for mut entry in entries {
+            if entry.slot != self.commit_slot.next() {
+                continue;
+            }
+            // The chosen value may stand here already, accepted under a higher ballot: a record
+            // never goes back to a lower one.
+            if let Some((held, _)) = self.acceptor.window.get(entry.slot) {
+                entry.ballot = entry.ballot.max(*held);
+            }
+            self.commit_slot = entry.slot;
+            self.acceptor.learn(entry);
+        }
+        if self.commit_slot > before {
+            self.acceptor.chosen_through(self.commit_slot);
+            self.acceptor.mark();
+            self.catch_up_progressed();
+            self.mark_rows_due();
+        }
+        self.note_chosen_elsewhere(commit_slot);
+        if asked {
+            self.catch_up.asked = None;
+            let helps = self.commit_slot > before || (first == before.next() && log_first <= first);
+            if self.commit_slot < self.catch_up.target {
+                let next = if helps { Some(from) } else { self.catch_up_source(Some(from)) };
+                match next {
+                    Some(source) if self.commit_slot > before => self.ask(source),
+                    // Nothing came: no tight loop, the timer asks again.
+                    source => {
+                        let source = source.unwrap_or(from);
+                        self.catch_up.asked =
+                            Some((source, self.now + self.settings.heartbeat_interval));
+                    }
+                }
+            }
+        }
+        if let Role::Adopting(_) = self.role {
+            if self.commit_slot > before {
+                self.rest_election_timer();
+            }
+            self.continue_adoption();
+        }
+    }
+}

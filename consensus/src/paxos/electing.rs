@@ -1,0 +1,357 @@
+//! Elections: timers, pre-votes, phase 1, and the adoption of what may have been chosen.
+//!
+//! Three rules together give a leader whenever some replica is connected to a quorum (the
+//! quorum-loss, constrained and chained cases of Omni-Paxos, EuroSys'23, section 2):
+//! * *check-quorum*: a leader that does not hear from a quorum steps down, and its rows say so;
+//! * *pre-vote*: nobody is asked to promise anything before a quorum says that it would, and who
+//!   hears a leader says no: a returning replica deposes nobody;
+//! * *phase 1 adopts*: a candidate needs no complete log to win, it fetches what it lacks.
+
+use super::{Notice, Paxos};
+use crate::role::{Adopting, Adoption, Candidate, PreCandidate, PromiseHeld, Role};
+use crate::{Ballot, Entry, Message, Nanos, NodeId, Run, Slot};
+use alloc::vec::Vec;
+
+/// A pre-vote is refused to a candidate this many slots behind a voter that could lead itself:
+/// the better candidate's timer will fire too. It is no safety rule.
+const BEHIND_SLOTS: u64 = 4096;
+
+impl Paxos {
+    /// Draws a new wait: nothing was heard of a leader before it ends, then an election is tried.
+    pub(super) fn rest_election_timer(&mut self) {
+        let Self { settings, chance, .. } = self;
+        let wait = chance.between(settings.election_timeout_min, settings.election_timeout_max);
+        self.election_at = self.now + wait;
+    }
+
+    pub(super) fn on_election_timer(&mut self) {
+        self.rest_election_timer();
+        if matches!(self.role, Role::Leader(_)) {
+            return;
+        }
+        if self.leader.take().is_some() {
+            self.notice(Notice::Leaderless);
+        }
+        self.role = Role::Follower;
+        if self.votes {
+            self.begin_pre_vote();
+        }
+    }
+
+    fn begin_pre_vote(&mut self) {
+        let round = self.round_seen.max(self.acceptor.promised().round) + 1;
+        let ballot = Ballot { round, node: self.settings.node };
+        let commit_slot = self.commit_slot;
+        let granted = alloc::vec![self.settings.node];
+        self.role = Role::PreCandidate(PreCandidate { ballot, granted });
+        for node in self.other_electors() {
+            self.send(node, Message::PreVote { ballot, commit_slot });
+        }
+        self.count_pre_votes();
+    }
+
+    pub(super) fn on_pre_vote(&mut self, from: NodeId, ballot: Ballot, commit_slot: Slot) {
+        let promised = self.acceptor.promised();
+        let far_behind = commit_slot.0 + BEHIND_SLOTS < self.commit_slot.0
+            && self.quorum_connected()
+            && !matches!(self.role, Role::Leader(_));
+        let granted = self.votes && ballot > promised && !self.leader_is_alive() && !far_behind;
+        self.send(from, Message::PreVoteReply { ballot, granted, promised });
+    }
+
+    /// Whether this replica has reason to believe that the cluster has a working leader.
+    fn leader_is_alive(&self) -> bool {
+        if let Role::Leader(_) = self.role {
+            return self.quorum_connected();
+        }
+        let heard = self.leader_heard_at;
+        heard.is_some_and(|at| self.now.since(at) < self.settings.election_timeout_min)
+    }
+
+    pub(super) fn on_pre_vote_reply(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        granted: bool,
+        promised: Ballot,
+    ) {
+        self.round_seen = self.round_seen.max(promised.round);
+        let Role::PreCandidate(candidate) = &mut self.role else { return };
+        if candidate.ballot != ballot || !granted || candidate.granted.contains(&from) {
+            return;
+        }
+        candidate.granted.push(from);
+        self.count_pre_votes();
+    }
+
+    fn count_pre_votes(&mut self) {
+        let Role::PreCandidate(candidate) = &self.role else { return };
+        let from = self.commit_slot.next();
+        if self.configurations.is_quorum_from(from, |node| candidate.granted.contains(&node)) {
+            self.begin_phase_one(candidate.ballot);
+        }
+    }
+
+    /// Phase 1a. The own promise becomes durable before any Prepare leaves: a ballot is never used
+    /// by two lives of a replica.
+    fn begin_phase_one(&mut self, ballot: Ballot) {
+        self.round_seen = self.round_seen.max(ballot.round);
+        let from = self.commit_slot.next();
+        let durable = self.acceptor.promise(ballot);
+        self.role = Role::Candidate(Candidate { ballot, from, promises: Vec::new() });
+        self.notice(Notice::Campaigning(ballot));
+        self.mark_rows_due();
+        for node in self.other_electors() {
+            self.send_after(durable, node, Message::Prepare { ballot, from });
+        }
+        self.on_own_promise_durable();
+    }
+
+    /// A candidate's own answer to its phase 1 counts once its promise is durable.
+    pub(super) fn on_own_promise_durable(&mut self) {
+        let node = self.settings.node;
+        let Role::Candidate(candidate) = &self.role else { return };
+        if candidate.promises.iter().any(|promise| promise.node == node)
+            || self.acceptor.durable_through() < self.acceptor.emitted()
+        {
+            return;
+        }
+        let (ballot, from) = (candidate.ballot, candidate.from);
+        let runs = self.acceptor.window.runs(self.commit_slot.next());
+        self.on_promise(node, ballot, from, self.commit_slot, runs);
+    }
+
+    /// Phase 1b at the acceptor.
+    pub(super) fn on_prepare(&mut self, from: NodeId, ballot: Ballot, first: Slot) {
+        self.round_seen = self.round_seen.max(ballot.round);
+        if ballot.node != from || !self.votes {
+            return;
+        }
+        let promised = self.acceptor.promised();
+        if ballot < promised {
+            self.send(from, Message::Nack { ballot, promised });
+            return;
+        }
+        if ballot > promised {
+            self.acceptor.promise(ballot);
+            self.abandon_role("a higher ballot was promised");
+            self.leader_lost();
+            self.mark_rows_due();
+            self.rest_election_timer();
+        }
+        // A repeated Prepare gets the same answer again.
+        let runs = self.acceptor.window.runs(first.max(self.commit_slot.next()));
+        let commit_slot = self.commit_slot;
+        let promise = Message::Promise { ballot, from: first, commit_slot, runs };
+        self.send_after(self.acceptor.emitted(), from, promise);
+    }
+
+    /// Phase 1b at the candidate.
+    pub(super) fn on_promise(
+        &mut self,
+        node: NodeId,
+        ballot: Ballot,
+        from: Slot,
+        commit_slot: Slot,
+        runs: Vec<Run>,
+    ) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if candidate.ballot != ballot
+            || candidate.from != from
+            || candidate.promises.iter().any(|promise| promise.node == node)
+        {
+            return;
+        }
+        candidate.promises.push(PromiseHeld { node, commit_slot, runs });
+        let promises = &candidate.promises;
+        let own = promises.iter().any(|promise| promise.node == self.settings.node);
+        let promised = |node| promises.iter().any(|promise| promise.node == node);
+        if own && self.configurations.is_quorum_from(from, promised) {
+            self.begin_adoption();
+        }
+    }
+
+    /// A quorum promised: find for each open slot the value accepted under the highest ballot.
+    ///
+    /// Why this is enough: a value chosen for a slot under a ballot b below ours was accepted by a
+    /// quorum, which meets ours in some acceptor; that one accepted it before it promised to us,
+    /// and reports it. Under all ballots between b and ours the same value was proposed, by the
+    /// same argument; so the highest reported ballot carries it.
+    fn begin_adoption(&mut self) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        let ballot = candidate.ballot;
+        let promises = core::mem::take(&mut candidate.promises);
+        let me = self.settings.node;
+        let (chosen_through, chosen_source) = promises
+            .iter()
+            .map(|promise| (promise.commit_slot, promise.node))
+            // What was learned since the own promise counts too.
+            .chain([(self.commit_slot, me)])
+            .max_by_key(|&(slot, node)| (slot, node == me))
+            .unwrap_or((self.commit_slot, me));
+        let mut best: Vec<(Ballot, NodeId)> = Vec::new();
+        for promise in &promises {
+            for run in &promise.runs {
+                let first = run.first.max(chosen_through.next());
+                for slot in first.0..=run.last.0 {
+                    let index = (slot - chosen_through.0 - 1) as usize;
+                    if best.len() <= index {
+                        best.resize(index + 1, (Ballot::ZERO, me));
+                    }
+                    // On a tie the own copy wins: the values are equal, and it needs no fetching.
+                    let better = run.ballot > best[index].0
+                        || (run.ballot == best[index].0 && promise.node == me);
+                    if better {
+                        best[index] = (run.ballot, promise.node);
+                    }
+                }
+            }
+        }
+        let plan = best.into_iter().enumerate().map(|(index, (accepted, holder))| {
+            let slot = Slot(chosen_through.0 + 1 + index as u64);
+            match self.acceptor.window.get(slot) {
+                _ if accepted == Ballot::ZERO => Adoption::Hole,
+                Some((held, value)) if *held == accepted => Adoption::Held(value.clone()),
+                _ => Adoption::Missing { ballot: accepted, holder },
+            }
+        });
+        let plan = plan.collect();
+        let adopting = Adopting { ballot, chosen_through, chosen_source, plan };
+        self.role = Role::Adopting(adopting);
+        self.continue_adoption();
+    }
+
+    /// Asks for the next missing values, or leads when none is missing.
+    pub(super) fn continue_adoption(&mut self) {
+        let Role::Adopting(adopting) = &self.role else { return };
+        if self.commit_slot < adopting.chosen_through {
+            let (through, source) = (adopting.chosen_through, adopting.chosen_source);
+            self.catch_up_from(source, through);
+            return;
+        }
+        // What was learned to be chosen meanwhile needs no fetching any more.
+        let known = (self.commit_slot.0 - adopting.chosen_through.0) as usize;
+        let first = adopting.plan.iter().enumerate().position(|(index, adoption)| {
+            index >= known && matches!(adoption, Adoption::Missing { .. })
+        });
+        let Some(index) = first else {
+            let Role::Adopting(adopting) = core::mem::replace(&mut self.role, Role::Follower)
+            else {
+                return;
+            };
+            self.begin_leading(adopting);
+            return;
+        };
+        let Adoption::Missing { holder, .. } = adopting.plan[index] else { return };
+        let same_holder = |adoption: &&Adoption| matches!(adoption, Adoption::Missing { holder: other, .. } if *other == holder);
+        let run = adopting.plan[index..].iter().take_while(same_holder).count() as u64;
+        let first = Slot(adopting.chosen_through.0 + 1 + index as u64);
+        let last = Slot(first.0 + run - 1);
+        let ballot = adopting.ballot;
+        self.send(holder, Message::Fetch { ballot, first, last });
+    }
+
+    /// A candidate asks for values that it must adopt.
+    pub(super) fn on_fetch(&mut self, from: NodeId, ballot: Ballot, first: Slot, last: Slot) {
+        if ballot != self.acceptor.promised() || first < self.acceptor.window.first() {
+            return;
+        }
+        let bytes_max = self.settings.catch_up_bytes as usize;
+        let entries = self.acceptor.window.entries(first, last, bytes_max);
+        self.send(from, Message::Values { ballot, entries });
+    }
+
+    pub(super) fn on_values(&mut self, ballot: Ballot, entries: Vec<Entry>) {
+        let Role::Adopting(adopting) = &mut self.role else { return };
+        if adopting.ballot != ballot {
+            return;
+        }
+        for Entry { slot, ballot: accepted, value } in entries {
+            let Some(index) = slot.0.checked_sub(adopting.chosen_through.0 + 1) else { continue };
+            let Some(adoption) = adopting.plan.get_mut(index as usize) else { continue };
+            if matches!(adoption, Adoption::Missing { ballot, .. } if *ballot == accepted) {
+                *adoption = Adoption::Held(value);
+            }
+        }
+        // Adoption makes progress: the wait for it starts anew.
+        self.rest_election_timer();
+        self.continue_adoption();
+    }
+
+    pub(super) fn on_nack(&mut self, ballot: Ballot, promised: Ballot) {
+        self.round_seen = self.round_seen.max(promised.round);
+        let ours = match &self.role {
+            Role::Candidate(candidate) => candidate.ballot,
+            Role::Adopting(adopting) => adopting.ballot,
+            Role::Leader(leader) => leader.ballot,
+            _ => return,
+        };
+        if ours == ballot && promised > ballot {
+            self.step_down("a voter promised a higher ballot");
+        }
+    }
+
+    /// Leaves whatever role it had; the election timer decides what comes next.
+    pub(super) fn step_down(&mut self, why: &'static str) {
+        self.abandon_role(why);
+        self.leader_lost();
+        self.mark_rows_due();
+        self.rest_election_timer();
+    }
+
+    pub(super) fn abandon_role(&mut self, why: &'static str) {
+        if let Role::Leader(leader) = &self.role {
+            let ballot = leader.ballot;
+            self.notice(Notice::SteppedDown(ballot, why));
+        }
+        if matches!(self.role, Role::Candidate(_)) {
+            // Prepares of the abandoned ballot that still wait for the disk need not go out.
+            self.held.retain(|(_, _, message)| !matches!(message, Message::Prepare { .. }));
+        }
+        self.role = Role::Follower;
+        self.drop_leader_reads();
+    }
+
+    pub(super) fn leader_lost(&mut self) {
+        if self.leader.take().is_some() {
+            self.notice(Notice::Leaderless);
+        }
+        self.leader_heard_at = None;
+    }
+
+    /// The owner of `ballot` leads, and was heard just now.
+    pub(super) fn follow(&mut self, ballot: Ballot) {
+        self.round_seen = self.round_seen.max(ballot.round);
+        if !matches!(self.role, Role::Follower) {
+            self.abandon_role("another replica leads");
+        }
+        if self.leader != Some(ballot) {
+            self.leader = Some(ballot);
+            self.notice(Notice::Following(ballot));
+            self.on_new_leader_for_reads();
+        }
+        self.leader_heard_at = Some(self.now);
+        self.rest_election_timer();
+    }
+
+    /// A leader that has not heard from a quorum for an election time-out steps down.
+    pub(super) fn check_quorum(&mut self) {
+        let Role::Leader(_) = self.role else { return };
+        let grace = self.now.since(self.leader_heard_at.unwrap_or(self.started_at));
+        if grace >= self.settings.election_timeout_min && !self.quorum_connected() {
+            self.step_down("it did not hear from a quorum for an election time-out");
+        }
+    }
+
+    pub(super) fn other_electors(&self) -> Vec<NodeId> {
+        let me = self.settings.node;
+        let latest = self.configurations.latest();
+        latest.electors().filter(|&node| node != me).collect()
+    }
+
+    /// When a restarted election would come at the latest; for tests and the simulator's liveness.
+    #[must_use]
+    pub fn election_timeout_max(&self) -> Nanos {
+        self.settings.election_timeout_max
+    }
+}

@@ -1,0 +1,553 @@
+//! [`Paxos`]: one replica's part in the protocol, as a state machine that is driven from outside.
+
+mod accepting;
+mod catching_up;
+mod electing;
+mod leading;
+mod reading;
+
+use crate::acceptor::{Acceptor, Persist, PersistNumber};
+use crate::role::{Role, RoleName};
+use crate::settings::Chance;
+use crate::window::Window;
+use crate::{Ballot, Configurations, Entry, Message, Nanos, NodeId, Row, RowFlags, Settings, Slot};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+pub use accepting::Gap;
+pub use leading::Shipment;
+pub use reading::ReadReady;
+
+use catching_up::CatchUp;
+use reading::Reads;
+
+/// What a replica knows when it starts: what its log gave back, and who decides.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// The highest ballot promised.
+    pub promised: Ballot,
+    /// The highest slot known to be chosen.
+    pub commit_slot: Slot,
+    /// The lowest slot that the log can give.
+    pub log_first: Slot,
+    /// What was accepted above `commit_slot`, in slot order from `commit_slot + 1`; it ends at the
+    /// first hole, since what lies behind a hole was never voted for.
+    pub accepted: Vec<Entry>,
+    /// Who decides.
+    pub configurations: Configurations,
+    /// Whether this replica still has all that its voting member ever promised and accepted. If
+    /// not, it follows and never votes (the amnesia rule).
+    pub remembers: bool,
+}
+
+/// What an operator or an application wants to know about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// This replica leads under this ballot; reads and proposals are served.
+    Leading(Ballot),
+    /// This replica led and does not any more.
+    SteppedDown(Ballot, &'static str),
+    /// This replica follows the owner of this ballot.
+    Following(Ballot),
+    /// No leader is known.
+    Leaderless,
+    /// An election was begun under this ballot.
+    Campaigning(Ballot),
+}
+
+/// What this replica knows of one peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) node: NodeId,
+    pub(crate) row: Row,
+    /// When its row last moved.
+    pub(crate) heard_at: Option<Nanos>,
+    /// Something in our row changed that it should know at once.
+    pub(crate) row_due: bool,
+    /// Our heartbeat moved.
+    pub(crate) heartbeat_due: bool,
+    /// Its newest read-index ping, to be answered in our row.
+    pub(crate) ping_seen: u64,
+}
+
+/// An asked-for read of this replica's log, for a peer's catch-up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogRead {
+    /// Who asked.
+    pub to: NodeId,
+    /// First slot.
+    pub first: Slot,
+    /// Last slot that may be given: what was known chosen when it was asked.
+    pub last: Slot,
+    /// Payload bytes at the most, but at least one entry.
+    pub bytes_max: u32,
+}
+
+/// One replica's part in multi-Paxos.
+///
+/// Events go in by the `on_…` methods, each with the time; effects are taken out by the `poll_…`
+/// methods until they have no more. Two rules bind the caller:
+///
+/// * *Drain rule*: after each event, [`Paxos::poll_persist`] and [`Paxos::poll_message`] are called
+///   until they return nothing, before the thread rests.
+/// * *Durability rule*: persists become durable in the order in which they came out, and
+///   [`Paxos::on_persisted`] is told no sooner. What must not leave before that is held back in
+///   here; what comes out may leave at once.
+#[derive(Clone, Debug)]
+pub struct Paxos {
+    settings: Settings,
+    configurations: Configurations,
+    acceptor: Acceptor,
+    commit_slot: Slot,
+    applied_slot: Slot,
+    log_first: Slot,
+    role: Role,
+    /// The ballot of the leader that is followed (or is this replica).
+    leader: Option<Ballot>,
+    leader_heard_at: Option<Nanos>,
+    round_seen: u64,
+    votes: bool,
+    poisoned: bool,
+    peers: Vec<Peer>,
+    now: Nanos,
+    started_at: Nanos,
+    heartbeat: u64,
+    heartbeat_at: Nanos,
+    election_at: Nanos,
+    catch_up: CatchUp,
+    reads: Reads,
+    chance: Chance,
+    messages: VecDeque<(NodeId, Message)>,
+    held: VecDeque<(PersistNumber, NodeId, Message)>,
+    log_reads: VecDeque<LogRead>,
+    notices: VecDeque<Notice>,
+}
+
+/// Log reads for peers that wait to be served; a request beyond it is dropped, and asked again.
+const LOG_READS_MAX: usize = 16;
+/// Notices that nobody took: the oldest go first.
+const NOTICES_MAX: usize = 256;
+
+impl Paxos {
+    /// Starts as a follower.
+    #[must_use]
+    pub fn new(settings: Settings, restored: Restored, now: Nanos) -> Self {
+        let Restored { promised, commit_slot, log_first, accepted, configurations, remembers } =
+            restored;
+        let mut window = Window::starting_at(commit_slot.next());
+        for entry in accepted {
+            window.put(entry.slot, entry.ballot, entry.value);
+        }
+        let votes = remembers
+            && configurations.at(commit_slot.next()).votes(settings.node, settings.incarnation);
+        let peers = configurations.latest().members().filter(|member| member.node != settings.node);
+        let peers = peers.map(|member| Peer::new(member.node)).collect();
+        let mut paxos = Self {
+            chance: Chance::new(settings.seed),
+            acceptor: Acceptor::restore(promised, commit_slot, window),
+            configurations,
+            commit_slot,
+            applied_slot: Slot::ZERO,
+            log_first,
+            role: Role::Follower,
+            leader: None,
+            leader_heard_at: None,
+            round_seen: promised.round,
+            votes,
+            poisoned: false,
+            peers,
+            now,
+            started_at: now,
+            heartbeat: 0,
+            heartbeat_at: now,
+            election_at: Nanos::MAX,
+            catch_up: CatchUp::default(),
+            reads: Reads::default(),
+            messages: VecDeque::new(),
+            held: VecDeque::new(),
+            log_reads: VecDeque::new(),
+            notices: VecDeque::new(),
+            settings,
+        };
+        paxos.rest_election_timer();
+        paxos
+    }
+
+    /// The time is `now`: do what is due. Called at least when [`Paxos::poll_timeout`] says.
+    pub fn on_time(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
+        if self.now >= self.heartbeat_at {
+            self.heartbeat += 1;
+            self.heartbeat_at = self.now + self.settings.heartbeat_interval;
+            for peer in &mut self.peers {
+                peer.heartbeat_due = true;
+            }
+        }
+        self.check_quorum();
+        if self.now >= self.election_at {
+            self.on_election_timer();
+        }
+        self.on_catch_up_timer();
+        self.on_read_timer();
+    }
+
+    /// When [`Paxos::on_time`] must be called next, if nothing else happens.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Nanos {
+        self.heartbeat_at.min(self.election_at)
+    }
+
+    /// Everything emitted up to `number` is durable.
+    pub fn on_persisted(&mut self, number: PersistNumber) {
+        if number <= self.acceptor.durable_through() {
+            return;
+        }
+        if self.acceptor.persisted(number) {
+            match &self.role {
+                Role::Leader(_) => self.advance_commit(),
+                _ => self.mark_row_due_to_leader(),
+            }
+        }
+        while self.held.front().is_some_and(|(after, _, _)| *after <= number) {
+            if let Some((_, to, message)) = self.held.pop_front() {
+                self.messages.push_back((to, message));
+            }
+        }
+        self.on_own_promise_durable();
+    }
+
+    /// The log failed and will not come back: stop voting and leading, and say so in the row.
+    pub fn on_log_failure(&mut self) {
+        if self.poisoned {
+            return;
+        }
+        self.poisoned = true;
+        self.votes = false;
+        self.held.clear();
+        if !matches!(self.role, Role::Follower) {
+            self.step_down("its log failed");
+        }
+        self.mark_rows_due();
+    }
+
+    /// A control message arrived.
+    pub fn on_message(&mut self, now: Nanos, from: NodeId, message: Message) {
+        self.now = self.now.max(now);
+        if self.peer_index(from).is_none() {
+            return;
+        }
+        match message {
+            Message::PreVote { ballot, commit_slot } => self.on_pre_vote(from, ballot, commit_slot),
+            Message::PreVoteReply { ballot, granted, promised } => {
+                self.on_pre_vote_reply(from, ballot, granted, promised);
+            }
+            Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
+            Message::Promise { ballot, from: first, commit_slot, runs } => {
+                self.on_promise(from, ballot, first, commit_slot, runs);
+            }
+            Message::Nack { ballot, promised } => self.on_nack(ballot, promised),
+            Message::Fetch { ballot, first, last } => self.on_fetch(from, ballot, first, last),
+            Message::Values { ballot, entries } => self.on_values(ballot, entries),
+            Message::Behind { ballot, first_available, commit_slot } => {
+                self.on_behind(from, ballot, first_available, commit_slot);
+            }
+            Message::CatchUpRequest { first, bytes_max } => {
+                self.on_catch_up_request(from, first, bytes_max);
+            }
+            Message::CatchUpReply { first, commit_slot, log_first, entries } => {
+                self.on_catch_up_reply(from, first, commit_slot, log_first, entries);
+            }
+            Message::ReadIndex { id } => self.on_read_index(from, id),
+            Message::ReadIndexReply { id, slot } => self.on_read_index_reply(from, id, slot),
+            // Addressed to the replica around the core.
+            Message::Forward { .. }
+            | Message::Fresh { .. }
+            | Message::Genesis { .. }
+            | Message::Goodbye { .. } => {}
+        }
+    }
+
+    /// The data lane to `peer` works, under a new incarnation: nothing of the old one counts.
+    pub fn on_link_up(&mut self, now: Nanos, peer: NodeId) {
+        self.now = self.now.max(now);
+        let Some(index) = self.peer_index(peer) else { return };
+        // A ping of the peer's earlier life must not be answered in the new one, where it may be
+        // counting from the beginning again.
+        self.peers[index].ping_seen = 0;
+        self.peers[index].row_due = true;
+        if let Some(progress) = self.role.leader_mut().and_then(|leader| leader.progress_mut(peer))
+        {
+            progress.next = None;
+            progress.told_behind = false;
+        }
+    }
+
+    /// The data lane to `peer` failed: nothing is known of what was in flight.
+    pub fn on_link_down(&mut self, now: Nanos, peer: NodeId) {
+        self.now = self.now.max(now);
+        if let Some(leader) = self.role.leader_mut() {
+            if let Some(progress) = leader.progress_mut(peer) {
+                progress.next = None;
+            }
+        } else if self.leader.is_some_and(|ballot| ballot.node == peer) {
+            // A broken link is no proof, but a reason to ask the others soon; pre-votes protect a
+            // leader that they still hear.
+            self.leader_heard_at = None;
+            let soon = self.chance.between(Nanos(0), self.settings.heartbeat_interval);
+            self.election_at = self.election_at.min(self.now + soon);
+        }
+    }
+
+    /// The next message to send on the control lane. It may leave at once.
+    pub fn poll_message(&mut self) -> Option<(NodeId, Message)> {
+        self.messages.pop_front()
+    }
+
+    /// The next thing to append to the log.
+    pub fn poll_persist(&mut self) -> Option<Persist> {
+        self.acceptor.poll_persist()
+    }
+
+    /// The next read of the log for a peer; answer with [`Paxos::on_log_read`].
+    pub fn poll_log_read(&mut self) -> Option<LogRead> {
+        self.log_reads.pop_front()
+    }
+
+    /// The next piece of news.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    /// The next chosen entry that the state machine has not seen, if it is in memory. After a
+    /// restart the first ones are not: the caller reads those from its log.
+    #[must_use]
+    pub fn next_to_apply(&self) -> Option<(Slot, &crate::Value)> {
+        if self.applied_slot >= self.commit_slot {
+            return None;
+        }
+        let slot = self.applied_slot.next();
+        self.acceptor.window.get(slot).map(|(_, value)| (slot, value))
+    }
+
+    /// The state machine has seen everything up to `slot`.
+    ///
+    /// # Panics
+    /// If it has seen what is not chosen, or went back.
+    pub fn on_applied(&mut self, slot: Slot) {
+        assert!(slot >= self.applied_slot && slot <= self.commit_slot, "applied ⊆ chosen");
+        self.applied_slot = slot;
+        self.acceptor.window.shrink(
+            slot,
+            self.settings.cache_bytes_max,
+            (self.settings.window_slots_max * 4) as usize,
+        );
+        self.settle_reads();
+    }
+
+    /// Whether the row for `peer` should be published now; [`Paxos::row_published`] settles it.
+    #[must_use]
+    pub fn row_due(&self, peer: NodeId) -> bool {
+        self.peer_index(peer).is_some_and(|index| {
+            let peer = &self.peers[index];
+            peer.row_due || peer.heartbeat_due
+        })
+    }
+
+    /// The row for `peer` as it stands.
+    #[must_use]
+    pub fn row(&self, peer: NodeId) -> Row {
+        let (accepted_ballot, accepted_slot) = self.acceptor.vote();
+        let mut flags = 0;
+        if self.role.leader().is_some() {
+            flags |= RowFlags::LEADING;
+        }
+        if self.quorum_connected() {
+            flags |= RowFlags::QUORUM_CONNECTED;
+        }
+        if !self.votes && !self.poisoned {
+            flags |= RowFlags::AMNESIAC;
+        }
+        if self.poisoned {
+            flags |= RowFlags::POISONED;
+        }
+        Row {
+            promised: self.acceptor.promised(),
+            accepted_ballot,
+            accepted_slot,
+            commit_slot: self.commit_slot,
+            applied_slot: self.applied_slot,
+            heartbeat: self.heartbeat,
+            ping: self.role.leader().map_or(0, |leader| leader.ping),
+            pong: self.peer_index(peer).map_or(0, |index| self.peers[index].ping_seen),
+            flags: RowFlags(flags),
+        }
+    }
+
+    /// The row was posted to `peer`.
+    pub fn row_published(&mut self, peer: NodeId) {
+        if let Some(index) = self.peer_index(peer) {
+            self.peers[index].row_due = false;
+            self.peers[index].heartbeat_due = false;
+        }
+    }
+
+    fn mark_rows_due(&mut self) {
+        for peer in &mut self.peers {
+            peer.row_due = true;
+        }
+    }
+
+    fn mark_row_due_to_leader(&mut self) {
+        let owner = self.acceptor.accepted_ballot().node;
+        if let Some(index) = self.peer_index(owner) {
+            self.peers[index].row_due = true;
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        if self.notices.len() == NOTICES_MAX {
+            self.notices.pop_front();
+        }
+        self.notices.push_back(notice);
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        self.messages.push_back((to, message));
+    }
+
+    fn send_after(&mut self, after: PersistNumber, to: NodeId, message: Message) {
+        if after <= self.acceptor.durable_through() {
+            self.messages.push_back((to, message));
+        } else {
+            self.held.push_back((after, to, message));
+        }
+    }
+
+    fn peer_index(&self, node: NodeId) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.node == node)
+    }
+
+    /// Whether `peer` showed a sign of life within `within`.
+    fn hears(&self, peer: &Peer, within: Nanos) -> bool {
+        peer.heard_at.is_some_and(|at| self.now.since(at) < within)
+    }
+
+    /// Whether this replica hears from a quorum, itself included.
+    fn quorum_connected(&self) -> bool {
+        let within = self.settings.election_timeout_min;
+        self.configurations.is_quorum_from(self.commit_slot.next(), |node| {
+            if node == self.settings.node {
+                return self.votes;
+            }
+            self.peer_index(node).is_some_and(|index| {
+                let peer = &self.peers[index];
+                self.hears(peer, within) && peer.counts()
+            })
+        })
+    }
+}
+
+/// Questions that change nothing.
+impl Paxos {
+    /// This replica.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.settings.node
+    }
+
+    /// What it is at the moment.
+    #[must_use]
+    pub fn role(&self) -> RoleName {
+        match &self.role {
+            Role::Leader(_) => RoleName::Leader,
+            Role::Candidate(_) | Role::Adopting(_) | Role::PreCandidate(_) => RoleName::Candidate,
+            Role::Follower if self.votes => RoleName::Follower,
+            Role::Follower => RoleName::Learner,
+        }
+    }
+
+    /// Who leads, as far as this replica knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader.map(|ballot| ballot.node)
+    }
+
+    /// Under which ballot the known leader leads; the promise if none is known.
+    #[must_use]
+    pub fn ballot(&self) -> Ballot {
+        self.leader.unwrap_or(self.acceptor.promised())
+    }
+
+    /// The highest ballot promised.
+    #[must_use]
+    pub fn promised(&self) -> Ballot {
+        self.acceptor.promised()
+    }
+
+    /// The durable vote: ballot and slot.
+    #[must_use]
+    pub fn vote(&self) -> (Ballot, Slot) {
+        self.acceptor.vote()
+    }
+
+    /// Every slot up to it is known chosen here.
+    #[must_use]
+    pub fn commit_slot(&self) -> Slot {
+        self.commit_slot
+    }
+
+    /// What the state machine has seen.
+    #[must_use]
+    pub fn applied_slot(&self) -> Slot {
+        self.applied_slot
+    }
+
+    /// The highest slot that anything was accepted for here.
+    #[must_use]
+    pub fn last_slot(&self) -> Slot {
+        self.acceptor.window.last()
+    }
+
+    /// The newest row of `peer`, and how long it has not moved; none before the first.
+    #[must_use]
+    pub fn peer_row(&self, peer: NodeId) -> Option<(Row, Nanos)> {
+        let peer = &self.peers[self.peer_index(peer)?];
+        peer.heard_at.map(|at| (peer.row, self.now.since(at)))
+    }
+
+    /// Whether this replica's votes count.
+    #[must_use]
+    pub fn votes(&self) -> bool {
+        self.votes
+    }
+
+    /// Who decides what.
+    #[must_use]
+    pub fn configurations(&self) -> &Configurations {
+        &self.configurations
+    }
+
+    /// Payload bytes of the log that are held in memory.
+    #[must_use]
+    pub fn window_bytes(&self) -> usize {
+        self.acceptor.window.bytes()
+    }
+}
+
+impl Peer {
+    fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            row: Row::default(),
+            heard_at: None,
+            row_due: true,
+            heartbeat_due: true,
+            ping_seen: 0,
+        }
+    }
+
+    /// Whether its votes count.
+    pub(crate) fn counts(&self) -> bool {
+        self.row.flags.0 & (RowFlags::AMNESIAC | RowFlags::POISONED) == 0
+    }
+}

@@ -1,0 +1,195 @@
+//! Linearizable reads by read-index (Raft thesis, section 6.4; etcd's `ReadOnlySafe`).
+//!
+//! The leader notes its commit slot, then asks everyone "do you still have no higher promise?" by a
+//! ping in its row; a quorum of answers proves that no later leader had anything chosen before the
+//! read arrived. Reads that arrive while a ping is under way go together with the next one.
+
+use super::Paxos;
+use crate::role::Role;
+use crate::{Message, Nanos, NodeId, Slot};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Local reads with tickets up to and including `through` may run once `slot` is applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadReady {
+    /// The highest ticket that this releases.
+    pub through: u64,
+    /// What must be applied first.
+    pub slot: Slot,
+}
+
+/// Reads that one confirmation will release.
+#[derive(Clone, Debug, Default)]
+struct Batch {
+    /// The highest local ticket.
+    local: Option<u64>,
+    /// For each asking peer, its highest request id.
+    peers: Vec<(NodeId, u64)>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reads {
+    tickets: u64,
+    waiting: Batch,
+    /// At the leader: what ping is under way, the commit slot when it was sent, and for whom.
+    confirming: Option<(u64, Slot, Batch)>,
+    /// At a follower: the request that is under way, its highest ticket, and when it is given up.
+    forwarded: Option<(u64, u64, Nanos)>,
+    requests: u64,
+    newest_ping: u64,
+    ready: VecDeque<ReadReady>,
+}
+
+impl Reads {
+    pub(super) fn newest_ping(&self) -> u64 {
+        self.newest_ping
+    }
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.local.is_none() && self.peers.is_empty()
+    }
+
+    fn add_peer(&mut self, node: NodeId, id: u64) {
+        match self.peers.iter_mut().find(|(peer, _)| *peer == node) {
+            Some((_, held)) => *held = id.max(*held),
+            None => self.peers.push((node, id)),
+        }
+    }
+}
+
+impl Paxos {
+    /// Asks for a linearizable read. [`Paxos::poll_read`] tells when the returned ticket may read;
+    /// while no leader is known it waits.
+    pub fn read_index(&mut self, now: Nanos) -> u64 {
+        self.now = self.now.max(now);
+        self.reads.tickets += 1;
+        self.reads.waiting.local = Some(self.reads.tickets);
+        self.reads.tickets
+    }
+
+    /// Starts what [`Paxos::read_index`] asked for: once for all reads of one step.
+    pub fn start_reads(&mut self) {
+        if self.reads.waiting.is_empty() {
+            return;
+        }
+        match &mut self.role {
+            Role::Leader(leader) => {
+                // Before the first own entry is chosen, the commit slot may be behind what an
+                // earlier leader acknowledged.
+                if self.reads.confirming.is_some() || self.commit_slot < leader.barrier {
+                    return;
+                }
+                leader.ping += 1;
+                self.reads.newest_ping = leader.ping;
+                let batch = core::mem::take(&mut self.reads.waiting);
+                self.reads.confirming = Some((leader.ping, self.commit_slot, batch));
+                self.mark_rows_due();
+                self.settle_reads();
+            }
+            _ => self.forward_reads(),
+        }
+    }
+
+    fn forward_reads(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if leader == self.settings.node || self.reads.forwarded.is_some() {
+            return;
+        }
+        let Some(through) = self.reads.waiting.local.take() else { return };
+        self.reads.requests += 1;
+        let id = self.reads.requests;
+        let give_up_at = self.now + self.settings.election_timeout_min;
+        self.reads.forwarded = Some((id, through, give_up_at));
+        self.send(leader, Message::ReadIndex { id });
+    }
+
+    /// The next release of local reads.
+    pub fn poll_read(&mut self) -> Option<ReadReady> {
+        self.reads.ready.pop_front()
+    }
+
+    /// At the leader: releases the reads whose ping a quorum answered.
+    pub(super) fn settle_reads(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        let Some((ping, slot, _)) = &self.reads.confirming else {
+            if !self.reads.waiting.is_empty() && self.commit_slot >= leader.barrier {
+                self.start_reads();
+            }
+            return;
+        };
+        let (ping, slot) = (*ping, *slot);
+        let confirmed = self.configurations.is_quorum_from(slot.next(), |node| {
+            node == self.settings.node
+                || leader.progress(node).is_some_and(|progress| progress.pong >= ping)
+        });
+        if !confirmed || self.acceptor.promised() != leader.ballot {
+            return;
+        }
+        let Some((_, _, batch)) = self.reads.confirming.take() else { return };
+        if let Some(through) = batch.local {
+            self.reads.ready.push_back(ReadReady { through, slot });
+        }
+        for (node, id) in batch.peers {
+            self.send(node, Message::ReadIndexReply { id, slot: Some(slot) });
+        }
+        self.start_reads();
+    }
+
+    pub(super) fn on_read_index(&mut self, from: NodeId, id: u64) {
+        if let Role::Leader(_) = self.role {
+            self.reads.waiting.add_peer(from, id);
+            self.start_reads();
+        } else {
+            self.send(from, Message::ReadIndexReply { id, slot: None });
+        }
+    }
+
+    pub(super) fn on_read_index_reply(&mut self, _from: NodeId, id: u64, slot: Option<Slot>) {
+        let Some((asked, through, _)) = self.reads.forwarded else { return };
+        if asked != id {
+            return;
+        }
+        match slot {
+            Some(slot) => {
+                self.reads.forwarded = None;
+                self.reads.ready.push_back(ReadReady { through, slot });
+                self.start_reads();
+            }
+            // It leads no more, or not yet: asked again when the timer says so.
+            None => self.reads.forwarded = Some((0, through, self.now + Nanos::MILLISECOND)),
+        }
+    }
+
+    pub(super) fn on_read_timer(&mut self) {
+        if self.reads.forwarded.is_some_and(|(_, _, give_up_at)| self.now >= give_up_at) {
+            self.take_back_forwarded();
+            self.start_reads();
+        }
+    }
+
+    fn take_back_forwarded(&mut self) {
+        if let Some((_, through, _)) = self.reads.forwarded.take() {
+            self.reads.waiting.local = self.reads.waiting.local.max(Some(through));
+        }
+    }
+
+    pub(super) fn on_new_leader_for_reads(&mut self) {
+        self.take_back_forwarded();
+        self.start_reads();
+    }
+
+    /// Leadership is lost: local reads wait for the next leader, peers are told.
+    pub(super) fn drop_leader_reads(&mut self) {
+        let confirming = self.reads.confirming.take().map(|(_, _, batch)| batch);
+        let waiting = core::mem::take(&mut self.reads.waiting);
+        for batch in confirming.into_iter().chain([waiting]) {
+            self.reads.waiting.local = self.reads.waiting.local.max(batch.local);
+            for (node, id) in batch.peers {
+                self.send(node, Message::ReadIndexReply { id, slot: None });
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Client sessions: replicated state that makes a command take effect exactly once.
+//!
+//! A session is a stream: its commands carry consecutive sequence numbers and are applied in that
+//! order. A command that was applied before gets its first outcome again; one that comes too early
+//! (something before it was lost on the way) is rejected, and certainly did not happen. The table is
+//! changed only while chosen batches are applied, so that all replicas hold the same one.
+
+use crate::Slot;
+use crate::batch::{GroupHeader, SessionCommand, take_item};
+use alloc::collections::{BTreeMap, VecDeque};
+use bytes::Bytes;
+
+/// Sessions at the most. Opening one more closes the one that was unused for the longest time.
+pub const SESSIONS_MAX: usize = 4096;
+/// Outcomes kept for one session; a client that has more commands in flight loses the right to
+/// learn the oldest outcomes by a retry.
+pub const OUTCOMES_MAX: u64 = 1 << 17;
+
+/// What becomes of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Admission {
+    /// Apply its commands but for the first `known`, which were applied before.
+    Apply {
+        /// How many at the front of the group were applied before.
+        known: u32,
+    },
+    /// All of it was applied before.
+    Duplicate,
+    /// Rejected: the session expects `expected` next. None of it was applied, now or before.
+    Gap {
+        /// The sequence number that must come next.
+        expected: u64,
+    },
+    /// Rejected: no such session, or it was closed. Not applied now; an earlier try of the same
+    /// commands may have been.
+    NoSession,
+}
+
+#[derive(Clone, Debug)]
+struct Outcomes {
+    first: u64,
+    count: u32,
+    /// Length-prefixed replies, one for each command.
+    replies: Bytes,
+}
+
+#[derive(Clone, Debug)]
+struct Session {
+    owner: u16,
+    next_sequence: u64,
+    last_used: Slot,
+    outcomes: VecDeque<Outcomes>,
+}
+
+/// All sessions of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct SessionTable {
+    sessions: BTreeMap<u64, Session>,
+}
+
+impl SessionTable {
+    /// An empty table.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many sessions are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether none is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The next sequence number that `session` must use; none if it is not open.
+    #[must_use]
+    pub fn next_sequence(&self, session: u64) -> Option<u64> {
+        self.sessions.get(&session).map(|session| session.next_sequence)
+    }
+
+    /// Carries out a command of the control session.
+    pub fn control(&mut self, slot: Slot, command: SessionCommand) {
+        match command {
+            SessionCommand::Open { session, owner } => self.open(slot, session, owner),
+            SessionCommand::Close { session } => {
+                self.sessions.remove(&session);
+            }
+        }
+    }
+
+    fn open(&mut self, slot: Slot, number: u64, owner: u16) {
+        if number == 0 || self.sessions.contains_key(&number) {
+            return;
+        }
+        if owner != 0 {
+            self.sessions.retain(|_, session| session.owner != owner);
+        }
+        if self.sessions.len() >= SESSIONS_MAX {
+            let oldest =
+                self.sessions.iter().min_by_key(|(number, session)| (session.last_used, **number));
+            if let Some(oldest) = oldest.map(|(number, _)| *number) {
+                self.sessions.remove(&oldest);
+            }
+        }
+        let session =
+            Session { owner, next_sequence: 1, last_used: slot, outcomes: VecDeque::new() };
+        self.sessions.insert(number, session);
+    }
+
+    /// Decides what becomes of a group, and forgets what its session has acknowledged.
+    pub fn admit(&mut self, slot: Slot, group: &GroupHeader) -> Admission {
+        let Some(session) = self.sessions.get_mut(&group.session) else {
+            return Admission::NoSession;
+        };
+        session.last_used = slot;
+        session.forget_below(group.acknowledged_below);
+        let end = group.first_sequence + u64::from(group.count);
+        if group.first_sequence > session.next_sequence {
+            Admission::Gap { expected: session.next_sequence }
+        } else if end <= session.next_sequence {
+            Admission::Duplicate
+        } else {
+            Admission::Apply { known: (session.next_sequence - group.first_sequence) as u32 }
+        }
+    }
+
+    /// Keeps the outcomes of `count` commands from `first` on, which were just applied.
+    ///
+    /// # Panics
+    /// If they are not the ones that [`SessionTable::admit`] let in.
+    pub fn record(&mut self, session: u64, first: u64, count: u32, replies: Bytes) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        assert_eq!(first, session.next_sequence, "a session's commands are applied in order");
+        session.next_sequence += u64::from(count);
+        session.outcomes.push_back(Outcomes { first, count, replies });
+        let floor = session.next_sequence.saturating_sub(OUTCOMES_MAX);
+        session.forget_below(floor);
+    }
+
+    /// The first outcome of a command that was applied, if it was not forgotten.
+    #[must_use]
+    pub fn outcome(&self, session: u64, sequence: u64) -> Option<Bytes> {
+        let outcomes = &self.sessions.get(&session)?.outcomes;
+        let after = outcomes.partition_point(|outcome| outcome.first <= sequence);
+        let outcome = outcomes.get(after.checked_sub(1)?)?;
+        let index = sequence - outcome.first;
+        if index >= u64::from(outcome.count) {
+            return None;
+        }
+        let mut rest = &outcome.replies[..];
+        for _ in 0..index {
+            take_item(&mut rest)?;
+        }
+        let reply = take_item(&mut rest)?;
+        Some(outcome.replies.slice_ref(reply))
+    }
+}
+
+impl Session {
+    fn forget_below(&mut self, sequence: u64) {
+        while let Some(front) = self.outcomes.front() {
+            if front.first + u64::from(front.count) > sequence {
+                break;
+            }
+            self.outcomes.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::put_item;
+    use bytes::BytesMut;
+
+    fn group(session: u64, first_sequence: u64, count: u32) -> GroupHeader {
+        GroupHeader { session, first_sequence, acknowledged_below: 0, count, length: 0 }
+    }
+
+    fn replies(texts: &[&str]) -> Bytes {
+        let mut out = BytesMut::new();
+        for text in texts {
+            put_item(&mut out, text.as_bytes());
+        }
+        out.freeze()
+    }
+
+    fn table() -> SessionTable {
+        let mut table = SessionTable::new();
+        table.control(Slot(1), SessionCommand::Open { session: 5, owner: 1 });
+        table
+    }
+
+    #[test]
+    fn retry_gets_the_first_outcome() {
+        let mut table = table();
+        assert_eq!(table.admit(Slot(2), &group(5, 1, 2)), Admission::Apply { known: 0 });
+        table.record(5, 1, 2, replies(&["one", "two"]));
+        assert_eq!(table.admit(Slot(3), &group(5, 1, 2)), Admission::Duplicate);
+        assert_eq!(table.outcome(5, 1).unwrap(), "one");
+        assert_eq!(table.outcome(5, 2).unwrap(), "two");
+        assert_eq!(table.outcome(5, 3), None);
+        assert_eq!(table.admit(Slot(3), &group(5, 2, 3)), Admission::Apply { known: 1 });
+    }
+
+    #[test]
+    fn a_command_before_its_turn_is_rejected() {
+        let mut table = table();
+        assert_eq!(table.admit(Slot(2), &group(5, 2, 1)), Admission::Gap { expected: 1 });
+        assert_eq!(table.admit(Slot(2), &group(6, 1, 1)), Admission::NoSession);
+    }
+
+    #[test]
+    fn acknowledged_outcomes_are_forgotten() {
+        let mut table = table();
+        for sequence in 1..=3 {
+            table.admit(Slot(2), &group(5, sequence, 1));
+            table.record(5, sequence, 1, replies(&["x"]));
+        }
+        let mut next = group(5, 4, 1);
+        next.acknowledged_below = 3;
+        table.admit(Slot(3), &next);
+        assert_eq!(table.outcome(5, 2), None);
+        assert_eq!(table.outcome(5, 3).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_new_life_of_a_front_end_closes_the_session_of_the_old_one() {
+        let mut table = table();
+        table.control(Slot(2), SessionCommand::Open { session: 6, owner: 1 });
+        assert_eq!(table.admit(Slot(3), &group(5, 1, 1)), Admission::NoSession);
+        assert_eq!(table.admit(Slot(3), &group(6, 1, 1)), Admission::Apply { known: 0 });
+        // A late copy of the first Open does not bring it back over the newer one for long, and
+        // opening an open session changes nothing.
+        table.record(6, 1, 1, replies(&["y"]));
+        table.control(Slot(4), SessionCommand::Open { session: 6, owner: 1 });
+        assert_eq!(table.admit(Slot(5), &group(6, 1, 1)), Admission::Duplicate);
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_the_longest_unused_goes() {
+        let mut table = SessionTable::new();
+        for number in 1..=SESSIONS_MAX as u64 + 1 {
+            table.control(Slot(number), SessionCommand::Open { session: number, owner: 0 });
+        }
+        assert_eq!(table.len(), SESSIONS_MAX);
+        assert_eq!(table.next_sequence(1), None);
+        assert_eq!(table.next_sequence(2), Some(1));
+    }
+}
