@@ -71,10 +71,10 @@ impl Paxos {
             }
             None => {
                 let patience = Nanos(self.settings.election_timeout_min.0 / 2);
-                if self.now.since(self.catch_up.progressed_at) >= patience {
-                    if let Some(source) = self.catch_up_source(None) {
-                        self.ask(source);
-                    }
+                if self.now.since(self.catch_up.progressed_at) >= patience
+                    && let Some(source) = self.catch_up_source(None)
+                {
+                    self.ask(source);
                 }
             }
         }
