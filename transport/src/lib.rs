@@ -12,6 +12,7 @@
 pub mod codec;
 mod contract;
 pub mod integrity;
+pub mod memory;
 pub mod region;
 pub mod ring;
 pub mod row;

@@ -71,3 +71,6 @@ fn check_ring_length(ring_length: usize) {
         "a ring has 1 KiB to 4 GiB, a multiple of {ALIGNMENT} bytes; got {ring_length}"
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! One replica's end: its regions, and how the writes of its peers land in them.
+
+use super::network::{Completed, MemoryNetwork, Operation, Parker, Write};
+use super::{Landing, QUEUE_BYTES_MAX};
+use crate::integrity::Randomness;
+use crate::region::RegionTable;
+use crate::{
+    Event, Lane, Level, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+};
+use bytes::Bytes;
+use quorate_consensus::NodeId;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// While something waits for polls to pass, `park` sleeps no longer than this.
+const RESTLESS_PARK: Duration = Duration::from_millis(1);
+/// A broken fence lets so many writes through after it.
+const BROKEN_FENCE_WRITES: u32 = 1000;
+
+/// The end of one replica in a [`MemoryNetwork`].
+#[derive(Debug)]
+pub struct MemoryTransport {
+    network: MemoryNetwork,
+    local: NodeId,
+    peers: Vec<Peer>,
+    regions: RegionTable,
+    parker: Arc<Parker>,
+    random: Randomness,
+    /// Writes that outlived their lane.
+    ghosts: Vec<Write>,
+    /// For the next poll.
+    pending: Vec<Event>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    id: NodeId,
+    posted: bool,
+    /// Taken from the link, not wholly visible yet; in order.
+    landing: VecDeque<Land>,
+    completed: Completed,
+    /// What of it the network knows.
+    reported: Completed,
+    /// Writes that a broken fence still lets through.
+    unfenced: u32,
+}
+
+/// A write on its way into memory.
+#[derive(Debug)]
+struct Land {
+    write: Write,
+    late_polls: u32,
+    /// Pieces still to become visible, as (start, end) within the write; none before it begins.
+    rest: Option<Vec<(usize, usize)>>,
+}
+
+impl MemoryTransport {
+    pub(super) fn new(
+        network: MemoryNetwork,
+        local: NodeId,
+        peers: Vec<NodeId>,
+        parker: Arc<Parker>,
+    ) -> Self {
+        let random = Randomness::new(network.lock().random.word());
+        let peer = |id| Peer {
+            id,
+            posted: false,
+            landing: VecDeque::new(),
+            completed: Completed::default(),
+            reported: Completed::default(),
+            unfenced: 0,
+        };
+        Self {
+            network,
+            local,
+            peers: peers.into_iter().map(peer).collect(),
+            regions: RegionTable::default(),
+            parker,
+            random,
+            ghosts: Vec::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    fn peer(&mut self, id: NodeId) -> Result<&mut Peer, PostError> {
+        let found = self.peers.iter_mut().find(|peer| peer.id == id);
+        found.ok_or(PostError::Unknown(id))
+    }
+
+    fn poll_data(&mut self, place: usize, landing: Landing, events: &mut Vec<Event>) {
+        let peer = self.peers[place].id;
+        let inbound = self.network.lock().receive(self.local, peer, Lane::Data);
+        for operation in inbound.operations {
+            if let Operation::Write(write) = operation {
+                let late_polls = landing.late_polls;
+                self.peers[place].landing.push_back(Land {
+                    write,
+                    late_polls: late_polls + 1,
+                    rest: None,
+                });
+            }
+        }
+        if let Some(completed) = inbound.completed {
+            if completed.accepted > completed.visible {
+                let through = OpNumber(completed.accepted);
+                events.push(Event::Completed { peer, through, level: Level::Accepted });
+            }
+            let through = OpNumber(completed.visible);
+            if through.0 > 0 {
+                events.push(Event::Completed { peer, through, level: Level::Visible });
+            }
+        }
+        let failed = inbound.down.is_some();
+        let refused = self.land(place, landing, failed, events);
+        if let Some(reason) = inbound.down {
+            self.lose(place, landing);
+            events.push(Event::LinkDown { peer, lane: Lane::Data, reason });
+        } else if let Some(reason) = refused {
+            self.lose(place, landing);
+            self.network.lock().fail(self.local, peer, Lane::Data, &reason);
+        } else {
+            self.report(place, landing);
+        }
+        if let Some(incarnation) = inbound.up {
+            self.peers[place].completed = Completed::default();
+            self.peers[place].reported = Completed::default();
+            events.push(Event::LinkUp { peer, lane: Lane::Data, incarnation });
+        }
+    }
+
+    /// Makes some of what was taken visible, in order; says why a write was refused.
+    fn land(
+        &mut self,
+        place: usize,
+        landing: Landing,
+        failed: bool,
+        events: &mut Vec<Event>,
+    ) -> Option<String> {
+        let id = self.peers[place].id;
+        let mut written: Option<RegionId> = None;
+        let mut refused = None;
+        for land in &mut self.peers[place].landing {
+            land.late_polls = land.late_polls.saturating_sub(1);
+        }
+        while let Some(front) = self.peers[place].landing.front() {
+            if front.late_polls > 0 && !failed {
+                break;
+            }
+            let Some(mut land) = self.peers[place].landing.pop_front() else { break };
+            if let Err(reason) = self.admit(place, &land.write) {
+                refused = Some(reason);
+                break;
+            }
+            let done = self.land_some(&mut land, landing);
+            if written.replace(land.write.region) != Some(land.write.region) {
+                events.push(Event::Written { peer: id, region: land.write.region });
+            }
+            if !done {
+                self.peers[place].landing.push_front(land);
+                break;
+            }
+            self.peers[place].completed.visible = land.write.number;
+        }
+        refused
+    }
+
+    fn admit(&mut self, place: usize, write: &Write) -> Result<(), String> {
+        let length = write.pieces.iter().map(Bytes::len).sum();
+        let peer = &mut self.peers[place];
+        let gate = self.regions.admit(peer.id, write.region, write.offset as u64, length);
+        match gate {
+            Ok(_) => Ok(()),
+            Err(_) if peer.unfenced > 0 => {
+                peer.unfenced -= 1;
+                Ok(())
+            }
+            Err(refused) => Err(refused.to_string()),
+        }
+    }
+
+    /// Lands a write, or a random part of what is left of it; says whether all of it is there.
+    fn land_some(&mut self, land: &mut Land, landing: Landing) -> bool {
+        let bytes = land.write.pieces.concat();
+        let (region, offset) = (land.write.region, land.write.offset);
+        let Some(grain) = landing.tear_bytes.map(|grain| grain.max(1)) else {
+            self.regions.scribble(region, offset, &bytes);
+            return true;
+        };
+        let whole = || {
+            let starts = (0..bytes.len()).step_by(grain);
+            starts.map(|start| (start, (start + grain).min(bytes.len()))).collect()
+        };
+        let rest = land.rest.get_or_insert_with(whole);
+        // About half of it, and at least one piece, in any order.
+        let pieces = 1 + self.random.below(rest.len().max(1) as u64);
+        for _ in 0..pieces {
+            if rest.is_empty() {
+                break;
+            }
+            let chosen = self.random.below(rest.len() as u64) as usize;
+            let (start, end) = rest.swap_remove(chosen);
+            self.regions.scribble(region, offset + start, &bytes[start..end]);
+        }
+        rest.is_empty()
+    }
+
+    /// The lane failed: what has not landed is lost, or haunts the next life.
+    fn lose(&mut self, place: usize, landing: Landing) {
+        let lost = self.peers[place].landing.drain(..);
+        if landing.ghosts {
+            self.ghosts.extend(lost.map(|land| land.write));
+        } else {
+            drop(lost);
+        }
+        self.peers[place].completed = Completed::default();
+    }
+
+    fn report(&mut self, place: usize, landing: Landing) {
+        let peer = &mut self.peers[place];
+        let taken = peer.landing.back().map(|land| land.write.number);
+        let visible = peer.completed.visible;
+        let accepted = taken.filter(|_| landing.complete_early).unwrap_or(visible);
+        peer.completed.accepted = peer.completed.accepted.max(accepted);
+        let (id, completed) = (peer.id, peer.completed);
+        if peer.reported == completed {
+            return;
+        }
+        peer.reported = completed;
+        self.network.lock().complete(self.local, id, completed);
+    }
+
+    fn poll_control(&mut self, peer: NodeId, events: &mut Vec<Event>) {
+        let inbound = self.network.lock().receive(self.local, peer, Lane::Control);
+        for operation in inbound.operations {
+            if let Operation::Message(message) = operation {
+                events.push(Event::Control { peer, message });
+            }
+        }
+        if let Some(reason) = inbound.down {
+            events.push(Event::LinkDown { peer, lane: Lane::Control, reason });
+        }
+        if let Some(incarnation) = inbound.up {
+            events.push(Event::LinkUp { peer, lane: Lane::Control, incarnation });
+        }
+    }
+
+    /// Now and then one of the ghosts lands.
+    fn haunt(&mut self) {
+        if !self.ghosts.is_empty() && self.random.below(3) == 0 {
+            let chosen = self.random.below(self.ghosts.len() as u64) as usize;
+            let write = self.ghosts.swap_remove(chosen);
+            self.regions.scribble(write.region, write.offset, &write.pieces.concat());
+        }
+    }
+}
+
+impl Transport for MemoryTransport {
+    fn local(&self) -> NodeId {
+        self.local
+    }
+
+    fn peers(&self) -> Vec<NodeId> {
+        self.peers.iter().map(|peer| peer.id).collect()
+    }
+
+    fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {
+        self.regions.register(region, length)
+    }
+
+    fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        self.regions.grant(region, peer)
+    }
+
+    fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        let landing = self.network.lock().landing(self.local);
+        let place = self.peers.iter().position(|entry| entry.id == peer);
+        if let Some(place) = place.filter(|_| landing.broken_fence) {
+            self.peers[place].unfenced = BROKEN_FENCE_WRITES;
+        } else if let Some(place) = place {
+            // What was taken may have been reported as accepted: it has to be visible now.
+            let at_once = Landing { tear_bytes: None, late_polls: 0, ..landing };
+            let mut hints = std::mem::take(&mut self.pending);
+            let refused = self.land(place, at_once, true, &mut hints);
+            self.pending = hints;
+            if let Some(reason) = refused {
+                self.network.lock().fail(self.local, peer, Lane::Data, &reason);
+            }
+            self.ghosts.retain(|write| write.region != region);
+        }
+        self.regions.revoke(region, peer)
+    }
+
+    fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
+        self.regions.copy_out(region, offset, into);
+    }
+
+    fn load(&self, region: RegionId, offset: usize) -> u64 {
+        self.regions.load(region, offset)
+    }
+
+    fn write(
+        &mut self,
+        peer: NodeId,
+        region: RegionId,
+        offset: usize,
+        pieces: &[Bytes],
+    ) -> Result<OpNumber, PostError> {
+        self.peer(peer)?.posted = true;
+        let write = Write { number: 0, region, offset, pieces: pieces.to_vec() };
+        self.network.lock().post(self.local, peer, Lane::Data, Operation::Write(write))
+    }
+
+    fn send(&mut self, peer: NodeId, message: Bytes) -> Result<(), PostError> {
+        let (length, limit) = (message.len(), crate::codec::MESSAGE_BYTES_MAX.min(QUEUE_BYTES_MAX));
+        if length > limit {
+            return Err(PostError::TooLarge { length, limit });
+        }
+        self.peer(peer)?.posted = true;
+        let message = Operation::Message(message);
+        self.network.lock().post(self.local, peer, Lane::Control, message).map(|_| ())
+    }
+
+    fn flush(&mut self) {
+        for peer in self.peers.iter_mut().filter(|peer| peer.posted) {
+            peer.posted = false;
+            self.network.lock().flush(self.local, peer.id);
+        }
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>) {
+        let landing = {
+            let mut state = self.network.lock();
+            state.tick(self.local);
+            state.landing(self.local)
+        };
+        self.haunt();
+        events.append(&mut self.pending);
+        for place in 0..self.peers.len() {
+            let peer = self.peers[place].id;
+            self.poll_control(peer, events);
+            self.poll_data(place, landing, events);
+        }
+    }
+
+    fn park(&mut self, timeout: Duration) {
+        self.flush();
+        let landing = self.peers.iter().any(|peer| !peer.landing.is_empty());
+        let restless = landing || self.network.lock().restless(self.local);
+        self.parker.park(if restless { timeout.min(RESTLESS_PARK) } else { timeout });
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::new(MemoryWake(Arc::clone(&self.parker)))
+    }
+
+    fn hints(&self) -> bool {
+        true
+    }
+
+    fn reset(&mut self, peer: NodeId, reason: &str) {
+        let mut state = self.network.lock();
+        state.fail(self.local, peer, Lane::Control, reason);
+        state.fail(self.local, peer, Lane::Data, reason);
+    }
+
+    fn status(&self, peer: NodeId) -> LinkStatus {
+        self.network.lock().status(self.local, peer)
+    }
+}
+
+impl Drop for MemoryTransport {
+    fn drop(&mut self) {
+        self.network.lock().remove(self.local);
+    }
+}
+
+struct MemoryWake(Arc<Parker>);
+
+impl Wake for MemoryWake {
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
