@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod conformance;
 mod contract;
 pub mod integrity;
 pub mod memory;

@@ -91,15 +91,16 @@ impl MemoryTransport {
     fn poll_data(&mut self, place: usize, landing: Landing, events: &mut Vec<Event>) {
         let peer = self.peers[place].id;
         let inbound = self.network.lock().receive(self.local, peer, Lane::Data);
+        let mut refused = None;
         for operation in inbound.operations {
-            if let Operation::Write(write) = operation {
-                let late_polls = landing.late_polls;
-                self.peers[place].landing.push_back(Land {
-                    write,
-                    late_polls: late_polls + 1,
-                    rest: None,
-                });
+            let Operation::Write(write) = operation else { continue };
+            // The gate stands where a write is taken: what passed it may be reported as accepted.
+            if let Err(reason) = self.admit(place, &write) {
+                refused = Some(reason);
+                break;
             }
+            let late_polls = landing.late_polls + 1;
+            self.peers[place].landing.push_back(Land { write, late_polls, rest: None });
         }
         if let Some(completed) = inbound.completed {
             if completed.accepted > completed.visible {
@@ -112,7 +113,7 @@ impl MemoryTransport {
             }
         }
         let failed = inbound.down.is_some();
-        let refused = self.land(place, landing, failed, events);
+        self.land(place, landing, failed, events);
         if let Some(reason) = inbound.down {
             self.lose(place, landing);
             events.push(Event::LinkDown { peer, lane: Lane::Data, reason });
@@ -129,40 +130,27 @@ impl MemoryTransport {
         }
     }
 
-    /// Makes some of what was taken visible, in order; says why a write was refused.
-    fn land(
-        &mut self,
-        place: usize,
-        landing: Landing,
-        failed: bool,
-        events: &mut Vec<Event>,
-    ) -> Option<String> {
-        let id = self.peers[place].id;
+    /// Makes some of what was taken visible, in order.
+    fn land(&mut self, place: usize, landing: Landing, at_once: bool, events: &mut Vec<Event>) {
+        let peer = &mut self.peers[place];
         let mut written: Option<RegionId> = None;
-        let mut refused = None;
-        for land in &mut self.peers[place].landing {
+        for land in &mut peer.landing {
             land.late_polls = land.late_polls.saturating_sub(1);
         }
-        while let Some(front) = self.peers[place].landing.front() {
-            if front.late_polls > 0 && !failed {
+        while let Some(front) = peer.landing.front_mut() {
+            if front.late_polls > 0 && !at_once {
                 break;
             }
-            let Some(mut land) = self.peers[place].landing.pop_front() else { break };
-            if let Err(reason) = self.admit(place, &land.write) {
-                refused = Some(reason);
+            let region = front.write.region;
+            if written.replace(region) != Some(region) {
+                events.push(Event::Written { peer: peer.id, region });
+            }
+            if !land_some(front, landing, &mut self.regions, &mut self.random) {
                 break;
             }
-            let done = self.land_some(&mut land, landing);
-            if written.replace(land.write.region) != Some(land.write.region) {
-                events.push(Event::Written { peer: id, region: land.write.region });
-            }
-            if !done {
-                self.peers[place].landing.push_front(land);
-                break;
-            }
-            self.peers[place].completed.visible = land.write.number;
+            peer.completed.visible = front.write.number;
+            peer.landing.pop_front();
         }
-        refused
     }
 
     fn admit(&mut self, place: usize, write: &Write) -> Result<(), String> {
@@ -177,32 +165,6 @@ impl MemoryTransport {
             }
             Err(refused) => Err(refused.to_string()),
         }
-    }
-
-    /// Lands a write, or a random part of what is left of it; says whether all of it is there.
-    fn land_some(&mut self, land: &mut Land, landing: Landing) -> bool {
-        let bytes = land.write.pieces.concat();
-        let (region, offset) = (land.write.region, land.write.offset);
-        let Some(grain) = landing.tear_bytes.map(|grain| grain.max(1)) else {
-            self.regions.scribble(region, offset, &bytes);
-            return true;
-        };
-        let whole = || {
-            let starts = (0..bytes.len()).step_by(grain);
-            starts.map(|start| (start, (start + grain).min(bytes.len()))).collect()
-        };
-        let rest = land.rest.get_or_insert_with(whole);
-        // About half of it, and at least one piece, in any order.
-        let pieces = 1 + self.random.below(rest.len().max(1) as u64);
-        for _ in 0..pieces {
-            if rest.is_empty() {
-                break;
-            }
-            let chosen = self.random.below(rest.len() as u64) as usize;
-            let (start, end) = rest.swap_remove(chosen);
-            self.regions.scribble(region, offset + start, &bytes[start..end]);
-        }
-        rest.is_empty()
     }
 
     /// The lane failed: what has not landed is lost, or haunts the next life.
@@ -281,11 +243,8 @@ impl Transport for MemoryTransport {
             // What was taken may have been reported as accepted: it has to be visible now.
             let at_once = Landing { tear_bytes: None, late_polls: 0, ..landing };
             let mut hints = std::mem::take(&mut self.pending);
-            let refused = self.land(place, at_once, true, &mut hints);
+            self.land(place, at_once, true, &mut hints);
             self.pending = hints;
-            if let Some(reason) = refused {
-                self.network.lock().fail(self.local, peer, Lane::Data, &reason);
-            }
             self.ghosts.retain(|write| write.region != region);
         }
         self.regions.revoke(region, peer)
@@ -373,6 +332,34 @@ impl Drop for MemoryTransport {
     fn drop(&mut self) {
         self.network.lock().remove(self.local);
     }
+}
+
+/// Lands a write, or a random part of what is left of it; says whether all of it is there.
+fn land_some(
+    land: &mut Land,
+    landing: Landing,
+    regions: &mut RegionTable,
+    random: &mut Randomness,
+) -> bool {
+    let bytes = land.write.pieces.concat();
+    let (region, offset) = (land.write.region, land.write.offset);
+    let Some(grain) = landing.tear_bytes.map(|grain| grain.max(1)) else {
+        regions.scribble(region, offset, &bytes);
+        return true;
+    };
+    let whole = || {
+        let starts = (0..bytes.len()).step_by(grain);
+        starts.map(|start| (start, (start + grain).min(bytes.len()))).collect()
+    };
+    let rest = land.rest.get_or_insert_with(whole);
+    // At least one piece and perhaps all, in any order.
+    let pieces = (1 + random.below(rest.len().max(1) as u64)).min(rest.len() as u64);
+    for _ in 0..pieces {
+        let chosen = random.below(rest.len() as u64) as usize;
+        let (start, end) = rest.swap_remove(chosen);
+        regions.scribble(region, offset + start, &bytes[start..end]);
+    }
+    rest.is_empty()
 }
 
 struct MemoryWake(Arc<Parker>);

@@ -203,3 +203,44 @@ fn uniform_row(number: u64) -> Row {
         flags: quorate_consensus::RowFlags(number),
     }
 }
+
+fn memory_build(landing: Landing) -> impl FnMut(u16) -> Vec<Box<dyn Transport>> {
+    let mut seed = 0;
+    move |count| {
+        seed += 1;
+        let network = MemoryNetwork::new(seed);
+        let ids: Vec<NodeId> = (1..=count).map(NodeId).collect();
+        let end = |id: &NodeId| {
+            network.set_landing(*id, landing);
+            let peers: Vec<NodeId> = ids.iter().copied().filter(|peer| peer != id).collect();
+            Box::new(network.endpoint(*id, &peers)) as Box<dyn Transport>
+        };
+        ids.iter().map(end).collect()
+    }
+}
+
+#[test]
+fn the_memory_transport_conforms() {
+    crate::conformance::run(&mut memory_build(Landing::default())).assert_passed();
+}
+
+#[test]
+fn the_memory_transport_conforms_when_writes_land_late_and_torn() {
+    let landing = Landing {
+        tear_bytes: Some(4096),
+        late_polls: 2,
+        complete_early: true,
+        ..Landing::default()
+    };
+    // The words of a torn write are not in order by themselves; all else is.
+    let report = crate::conformance::run(&mut memory_build(landing));
+    report.assert_passed();
+}
+
+#[test]
+fn a_broken_fence_is_noticed_by_the_suite() {
+    let landing = Landing { broken_fence: true, ..Landing::default() };
+    let report = crate::conformance::run_matching(&mut memory_build(landing), "fence: no byte");
+    let why: Vec<_> = report.failures().filter_map(|case| case.failure.clone()).collect();
+    assert_eq!(why, ["bytes changed after the fence"]);
+}
