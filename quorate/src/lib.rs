@@ -1,1 +1,51 @@
-//! Being built.
+//! State machine replication: implement [`StateMachine`], start three [`Replica`]s, and what you wrote
+//! is a replicated service with a durable log.
+//!
+//! ```no_run
+//! use quorate::{BytesMut, Context, Replica, StateMachine};
+//!
+//! struct Counter(u64);
+//!
+//! impl StateMachine for Counter {
+//!     fn apply(&mut self, _: &Context, _command: &[u8], reply: &mut BytesMut) {
+//!         self.0 += 1;
+//!         reply.extend_from_slice(&self.0.to_le_bytes());
+//!     }
+//!     fn query(&self, _: &Context, _query: &[u8], reply: &mut BytesMut) {
+//!         reply.extend_from_slice(&self.0.to_le_bytes());
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let replica = Replica::builder(1)
+//!     .members(["10.0.0.1:7101", "10.0.0.2:7101", "10.0.0.3:7101"])
+//!     .directory("/var/lib/counter")
+//!     .start(Counter(0))?;
+//! let reply = replica.handle().propose(b"add").wait()?;
+//! # Ok(()) }
+//! ```
+//!
+//! What a reply means: the command is durable at a majority of the replicas (at the [`Durability`]
+//! they run with, which [`Replica::status`] shows) and applied here, exactly once, in the same order
+//! everywhere. Without a reply there is a [`Failure`], which says whether the command certainly did
+//! not happen ([`Failure::Rejected`]) or may have ([`Failure::Unknown`]).
+//!
+//! Included and replaceable: the TCP transport ([`Builder::transport`]), the log on a file
+//! ([`Builder::medium`]), limits and timers ([`Builder::adjust`]).
+//!
+//! This crate does not change the members of a running cluster yet, does not take checkpoints yet, and
+//! does not protect its peer connections by encryption: keep the peer ports inside a trusted network.
+#![forbid(unsafe_code)]
+
+mod builder;
+
+pub use builder::{Builder, Replica, StartError};
+pub use bytes::{Bytes, BytesMut};
+pub use quorate_consensus::batch::{put_item, take_item};
+pub use quorate_consensus::{Ballot, NodeId, RoleName, Slot};
+pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
+pub use quorate_replica::{
+    Consistency, Context, Counters, Failure, Handle, Latencies, Node, NodeError, NodeOptions,
+    PeerStatus, Pending, Reason, Runner, StateMachine, Status,
+};
+pub use quorate_transport::{self as transport, Transport};

@@ -1,1 +1,34 @@
-//! Being built.
+//! The replica: the loop that owns time, one thread and the state machine, and wires the consensus
+//! core to a transport and a log.
+//!
+//! [`Node`] is one turn of that loop after another and takes time as an argument; [`Runner`] gives it
+//! a thread that spins while there is work and then sleeps. [`Handle`] is the way in for clients of
+//! the same process: a bounded queue, three outcomes (a reply, [`Failure::Rejected`],
+//! [`Failure::Unknown`]), no fourth. [`StateMachine`] is what a user implements.
+//!
+//! This crate does not know what carries the messages, which medium keeps the log, or what the
+//! commands mean; it does not use async code on the replica's thread, and spawns nothing per command.
+//!
+//! Rules that hold here and are tested:
+//! * no lock is taken, no task spawned and, in the steady state, no memory allocated per command on
+//!   the replica's thread (`tests/tests/allocations.rs`);
+//! * every queue is bounded by a named constant and says what happens when it is full;
+//! * a reply leaves only after its command is durable at a majority and applied here.
+#![forbid(unsafe_code)]
+
+mod founding;
+mod front;
+mod lanes;
+mod machine;
+mod node;
+mod options;
+mod origin;
+mod runner;
+mod status;
+
+pub use front::{Consistency, Failure, Handle, Pending, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason};
+pub use machine::{Context, StateMachine};
+pub use node::{Clock, Node, NodeError, Turn};
+pub use options::NodeOptions;
+pub use runner::Runner;
+pub use status::{Counters, Latencies, PeerStatus, Status};

@@ -472,6 +472,24 @@ impl Paxos {
         self.leader.map(|ballot| ballot.node)
     }
 
+    /// The ballot of the known leader; it changes with every change of leadership.
+    #[must_use]
+    pub fn leader_ballot(&self) -> Option<Ballot> {
+        self.leader
+    }
+
+    /// Whether this replica leads.
+    #[must_use]
+    pub fn role_is_leader(&self) -> bool {
+        self.role.leader().is_some()
+    }
+
+    /// Up to where everything that came out of [`Paxos::poll_persist`] is durable.
+    #[must_use]
+    pub fn durable_through(&self) -> PersistNumber {
+        self.acceptor.durable_through()
+    }
+
     /// Under which ballot the known leader leads; the promise if none is known.
     #[must_use]
     pub fn ballot(&self) -> Ballot {

@@ -1,0 +1,282 @@
+//! [`Builder`]: from an address list and a directory to a running replica.
+
+use crate::{
+    Durability, Handle, LogOptions, MediumKind, NodeId, NodeOptions, Runner, StateMachine, Status,
+};
+use quorate_consensus::Incarnation;
+use quorate_pmem_log::{Log, OpenError, Recovered};
+use quorate_replica::{Node, NodeError};
+use quorate_transport::{Transport, Wake};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Bytes of a log segment, unless told otherwise.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Why a replica did not start. Every variant says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The options contradict each other.
+    #[error("{0}")]
+    Options(String),
+    /// The asked-for durability is more than the medium can give.
+    #[error(
+        "the medium `{medium}` survives {gives}, but {asked} was asked for: choose another medium, \
+         or ask for less"
+    )]
+    Durability {
+        /// What was chosen.
+        medium: MediumKind,
+        /// What it can do.
+        gives: Durability,
+        /// What was asked for.
+        asked: Durability,
+    },
+    /// The log could not be opened.
+    #[error("the log cannot be opened: {0}")]
+    Log(#[from] OpenError),
+    /// The transport could not start.
+    #[error("{0}")]
+    Transport(String),
+    /// The replica could not be put together.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The system refused a thread.
+    #[error("the system refused a thread for the replica: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// What a replica is made of. Get one from [`Replica::builder`].
+#[derive(Debug)]
+pub struct Builder {
+    node: NodeId,
+    members: Vec<(NodeId, String)>,
+    directory: Option<PathBuf>,
+    medium: MediumKind,
+    at_least: Option<Durability>,
+    segment_bytes: u64,
+    listen: Option<String>,
+    transport: Option<Box<dyn Transport>>,
+    adjust: Vec<fn(&mut NodeOptions)>,
+    options: Option<NodeOptions>,
+}
+
+/// A running replica. Dropping it stops it.
+#[derive(Debug)]
+pub struct Replica {
+    runner: Runner,
+}
+
+impl Replica {
+    /// Begins to describe replica number `node`, 1..=65535.
+    #[must_use]
+    pub fn builder(node: u16) -> Builder {
+        Builder {
+            node: NodeId(node),
+            members: Vec::new(),
+            directory: None,
+            medium: MediumKind::File,
+            at_least: None,
+            segment_bytes: SEGMENT_BYTES,
+            listen: None,
+            transport: None,
+            adjust: Vec::new(),
+            options: None,
+        }
+    }
+
+    /// The way in for clients of this process.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.runner.handle()
+    }
+
+    /// The newest status, at most about 50 ms old.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.runner.handle().status()
+    }
+
+    /// Whether the replica's thread runs. It ends by [`Replica::stop`], or by a defect.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.runner.is_running()
+    }
+
+    /// Stops the replica and waits for its thread; requests under way get an error.
+    pub fn stop(mut self) {
+        self.runner.stop();
+    }
+}
+
+impl Builder {
+    /// The peer addresses of all founding members, in order of their numbers from 1.
+    #[must_use]
+    pub fn members(mut self, addresses: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let numbered = (1..).zip(addresses);
+        self.members = numbered.map(|(node, at)| (NodeId(node), at.into())).collect();
+        self
+    }
+
+    /// Adds one founding member with its peer address.
+    #[must_use]
+    pub fn member(mut self, node: u16, address: impl Into<String>) -> Self {
+        self.members.push((NodeId(node), address.into()));
+        self
+    }
+
+    /// Where the log lives. Not needed for [`MediumKind::Memory`].
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// What keeps the log; [`MediumKind::File`] unless told otherwise.
+    #[must_use]
+    pub fn medium(mut self, medium: MediumKind) -> Self {
+        self.medium = medium;
+        self
+    }
+
+    /// Refuses to start with less than this.
+    #[must_use]
+    pub fn at_least(mut self, durability: Durability) -> Self {
+        self.at_least = Some(durability);
+        self
+    }
+
+    /// Bytes of a log segment.
+    #[must_use]
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes;
+        self
+    }
+
+    /// The address to listen on for peers, where it differs from the member's own address.
+    #[must_use]
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = Some(address.into());
+        self
+    }
+
+    /// Uses this transport instead of TCP.
+    #[must_use]
+    pub fn transport(mut self, transport: Box<dyn Transport>) -> Self {
+        self.transport = Some(transport);
+        self
+    }
+
+    /// Changes limits and timers.
+    #[must_use]
+    pub fn adjust(mut self, change: fn(&mut NodeOptions)) -> Self {
+        self.adjust.push(change);
+        self
+    }
+
+    /// Takes all limits and timers from `options`; node, members and seed stay the builder's.
+    #[must_use]
+    pub fn options(mut self, options: NodeOptions) -> Self {
+        self.options = Some(options);
+        self
+    }
+
+    /// Starts the replica on its own thread.
+    ///
+    /// The first start of a cluster needs all founding members once at the same time; after that a
+    /// majority is enough.
+    ///
+    /// # Errors
+    /// [`StartError`], which says what to do.
+    pub fn start(mut self, machine: impl StateMachine) -> Result<Replica, StartError> {
+        let gives = self.medium.durability();
+        if let Some(asked) = self.at_least.filter(|asked| *asked > gives) {
+            return Err(StartError::Durability { medium: self.medium, gives, asked });
+        }
+        let options = self.node_options()?;
+        let transport = match self.transport.take() {
+            Some(transport) => transport,
+            None => self.default_transport()?,
+        };
+        let (log, recovered) = self.open_log(transport.waker())?;
+        let spin = options.spin;
+        let node = Node::new(options, transport, log, recovered, Box::new(machine))?;
+        Ok(Replica { runner: Runner::start(node, spin)? })
+    }
+
+    fn node_options(&mut self) -> Result<NodeOptions, StartError> {
+        self.members.sort();
+        let members: Vec<NodeId> = self.members.iter().map(|(node, _)| *node).collect();
+        if members.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(StartError::Options("two members have the same number".into()));
+        }
+        let mut options = match self.options.take() {
+            Some(options) => NodeOptions { node: self.node, members, seed: random(), ..options },
+            None => NodeOptions::new(self.node, members, random()),
+        };
+        for change in &self.adjust {
+            change(&mut options);
+        }
+        options.check().map_err(StartError::Options)?;
+        Ok(options)
+    }
+
+    fn open_log(&self, waker: Arc<dyn Wake>) -> Result<(Log, Recovered), StartError> {
+        let directory = match (&self.directory, self.medium) {
+            (Some(directory), _) => directory.clone(),
+            (None, MediumKind::Memory) => PathBuf::new(),
+            (None, medium) => {
+                let text = format!("the medium `{medium}` needs a directory");
+                return Err(StartError::Options(text));
+            }
+        };
+        let options = LogOptions {
+            directory,
+            medium: self.medium,
+            node: self.node,
+            segment_bytes: self.segment_bytes,
+        };
+        let wake = Arc::new(move || waker.wake());
+        Ok(Log::open(&options, Incarnation(random()), wake)?)
+    }
+
+    #[cfg(feature = "tcp")]
+    fn default_transport(&self) -> Result<Box<dyn Transport>, StartError> {
+        use quorate_transport_tcp::{TcpOptions, TcpTransport};
+        let own = self.members.iter().find(|(node, _)| *node == self.node);
+        let listen = self.listen.as_ref().or(own.map(|(_, address)| address));
+        let listen = listen.ok_or_else(|| {
+            StartError::Options(format!("replica {} is not among the members", self.node))
+        })?;
+        let listen = resolve(listen)?;
+        let peers = self.members.iter().filter(|(node, _)| *node != self.node).cloned().collect();
+        let options = TcpOptions { local: self.node, listen, peers, cluster: 0 };
+        let transport = TcpTransport::bind(options)
+            .map_err(|error| StartError::Transport(error.to_string()))?;
+        Ok(Box::new(transport))
+    }
+
+    #[cfg(not(feature = "tcp"))]
+    fn default_transport(&self) -> Result<Box<dyn Transport>, StartError> {
+        Err(StartError::Options("built without the feature `tcp`: give a transport".into()))
+    }
+}
+
+#[cfg(feature = "tcp")]
+fn resolve(address: &str) -> Result<std::net::SocketAddr, StartError> {
+    use std::net::ToSocketAddrs;
+    let resolved = address.to_socket_addrs().map(|mut addresses| addresses.next());
+    match resolved {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err(StartError::Options(format!("the address '{address}' has no IP address"))),
+        Err(error) => Err(StartError::Options(format!(
+            "the address '{address}' cannot be used ({error}): write it as HOST:PORT"
+        ))),
+    }
+}
+
+/// A random number from the system's entropy, by way of the standard library's hash seeds.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish() | 1
+}

@@ -1,0 +1,267 @@
+//! The way in for clients of this process: a bounded queue to the replica's thread, and replies back.
+
+use bytes::{Bytes, BytesMut};
+use crossbeam_queue::ArrayQueue;
+use quorate_consensus::batch;
+use quorate_transport::Wake;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::task::{Context as TaskContext, Poll};
+use tokio::sync::oneshot;
+
+use crate::status::{SharedStatus, Status};
+
+/// Requests that wait for the replica's thread; beyond it a client is told "busy".
+pub const REQUESTS_MAX: usize = 65_536;
+/// Payload bytes that wait for the replica's thread, or for their outcome.
+pub const REQUEST_BYTES_MAX: usize = 512 << 20;
+
+/// Why a request has no reply. The variant says what the client may believe: this and a reply are
+/// the only three outcomes there are.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Failure {
+    /// It certainly did not happen, and will not.
+    #[error("rejected: {0}")]
+    Rejected(Reason),
+    /// It may have happened, or may still happen.
+    #[error("outcome unknown: {0}")]
+    Unknown(Reason),
+}
+
+/// What stood in the way.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Reason {
+    /// A queue is full: try again later.
+    #[error("too many requests wait already; try again later")]
+    Busy,
+    /// Larger than the limit.
+    #[error("{length} bytes are more than the limit of {limit}")]
+    TooLarge {
+        /// What came.
+        length: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// No leader was found in time.
+    #[error("no leader is known: fewer than a majority of the replicas can reach each other")]
+    NoLeader,
+    /// The leader did not answer in time.
+    #[error("no outcome within the time limit")]
+    TimedOut,
+    /// The log of this replica is full.
+    #[error("the log has no space left: free some, the replica goes on by itself")]
+    LogFull,
+    /// The log of this replica failed.
+    #[error("the log of this replica failed: use another replica")]
+    LogFailed,
+    /// The replica stopped.
+    #[error("the replica stopped")]
+    Stopped,
+    /// The session was closed while the request was under way.
+    #[error("the session of this replica was closed")]
+    SessionClosed,
+    /// Not whole items, or none.
+    #[error("a request needs whole, length-prefixed items")]
+    Malformed,
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Consistency {
+    /// It sees every write that was acknowledged before it began.
+    #[default]
+    Linearizable,
+    /// It sees what this replica has applied: possibly old, never wrong, never waiting.
+    Stale,
+}
+
+pub(crate) type ReplySender = oneshot::Sender<Result<Bytes, Failure>>;
+
+#[derive(Debug)]
+pub(crate) enum Request {
+    Propose { count: u32, commands: Bytes, reply: ReplySender },
+    Read { count: u32, queries: Bytes, consistency: Consistency, reply: ReplySender },
+}
+
+impl Request {
+    pub(crate) fn length(&self) -> usize {
+        match self {
+            Self::Propose { commands, .. } => commands.len(),
+            Self::Read { queries, .. } => queries.len(),
+        }
+    }
+
+    pub(crate) fn fail(self, failure: Failure) {
+        // A client that went away does not wait for its answer.
+        let (Self::Propose { reply, .. } | Self::Read { reply, .. }) = self;
+        let _ = reply.send(Err(failure));
+    }
+}
+
+/// What the replica's thread and its clients share.
+pub(crate) struct Shared {
+    pub(crate) requests: ArrayQueue<Request>,
+    pub(crate) bytes: AtomicUsize,
+    pub(crate) parked: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) stopped: AtomicBool,
+    pub(crate) status: SharedStatus,
+    pub(crate) waker: Arc<dyn Wake>,
+    pub(crate) command_bytes_max: usize,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("queued", &self.requests.len()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(waker: Arc<dyn Wake>, status: Status, command_bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            requests: ArrayQueue::new(REQUESTS_MAX),
+            bytes: AtomicUsize::new(0),
+            parked: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            status: SharedStatus::new(status),
+            waker,
+            command_bytes_max,
+        })
+    }
+
+    /// Wakes the replica's thread if it sleeps. The fence pairs with the one in `Runner::park`:
+    /// either this thread sees the flag, or that thread sees the request.
+    pub(crate) fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+    }
+}
+
+/// A client's way to its local replica; clones share it. All methods may be called from any thread,
+/// inside or outside an async runtime.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// Proposes one command. Resolves to its reply once it is chosen and applied here, which means:
+    /// durable at a majority, at the durability the replicas run with.
+    #[must_use]
+    pub fn propose(&self, command: &[u8]) -> Pending {
+        let mut item = BytesMut::with_capacity(command.len() + 5);
+        batch::put_item(&mut item, command);
+        self.propose_items(1, item.freeze()).single()
+    }
+
+    /// Asks one question.
+    #[must_use]
+    pub fn query(&self, query: &[u8], consistency: Consistency) -> Pending {
+        let mut item = BytesMut::with_capacity(query.len() + 5);
+        batch::put_item(&mut item, query);
+        self.query_items(1, item.freeze(), consistency).single()
+    }
+
+    /// Proposes `count` commands, each a length-prefixed item (see [`batch::put_item`]), which are
+    /// applied in this order, after what this handle and its clones proposed before. Resolves to as
+    /// many replies, again items.
+    #[must_use]
+    pub fn propose_items(&self, count: u32, commands: Bytes) -> Pending {
+        let (reply, receiver) = oneshot::channel();
+        self.enqueue(Request::Propose { count, commands, reply });
+        Pending { receiver, single: false }
+    }
+
+    /// Asks `count` questions, each a length-prefixed item, at one moment.
+    #[must_use]
+    pub fn query_items(&self, count: u32, queries: Bytes, consistency: Consistency) -> Pending {
+        let (reply, receiver) = oneshot::channel();
+        self.enqueue(Request::Read { count, queries, consistency, reply });
+        Pending { receiver, single: false }
+    }
+
+    fn enqueue(&self, request: Request) {
+        let shared = &self.shared;
+        let length = request.length();
+        let limit = shared.command_bytes_max;
+        if length > limit {
+            return request.fail(Failure::Rejected(Reason::TooLarge { length, limit }));
+        }
+        if shared.stopping.load(Ordering::Acquire) {
+            return request.fail(Failure::Rejected(Reason::Stopped));
+        }
+        let before = shared.bytes.fetch_add(length, Ordering::Relaxed);
+        if before + length > REQUEST_BYTES_MAX {
+            shared.bytes.fetch_sub(length, Ordering::Relaxed);
+            return request.fail(Failure::Rejected(Reason::Busy));
+        }
+        if let Err(request) = shared.requests.push(request) {
+            shared.bytes.fetch_sub(length, Ordering::Relaxed);
+            return request.fail(Failure::Rejected(Reason::Busy));
+        }
+        shared.wake();
+        if shared.stopped.load(Ordering::Acquire) {
+            // The thread left between our check and the push: nobody else empties the queue now.
+            while let Some(request) = shared.requests.pop() {
+                request.fail(Failure::Rejected(Reason::Stopped));
+            }
+        }
+    }
+
+    /// The newest status of the replica, at most about 50 ms old.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status.get()
+    }
+}
+
+/// An outcome to come: a future, or [`Pending::wait`] for it outside async code.
+#[derive(Debug)]
+pub struct Pending {
+    receiver: oneshot::Receiver<Result<Bytes, Failure>>,
+    single: bool,
+}
+
+impl Pending {
+    fn single(self) -> Self {
+        Self { single: true, ..self }
+    }
+
+    /// Blocks this thread until the outcome is there.
+    ///
+    /// # Errors
+    /// [`Failure`], which says whether it may have happened.
+    ///
+    /// # Panics
+    /// Inside an async runtime, as blocking calls do: await it there.
+    pub fn wait(self) -> Result<Bytes, Failure> {
+        let single = self.single;
+        Self::finish(self.receiver.blocking_recv(), single)
+    }
+
+    fn finish(
+        received: Result<Result<Bytes, Failure>, oneshot::error::RecvError>,
+        single: bool,
+    ) -> Result<Bytes, Failure> {
+        let replies = received.unwrap_or(Err(Failure::Unknown(Reason::Stopped)))?;
+        if !single {
+            return Ok(replies);
+        }
+        let item = batch::take_item(&mut &replies[..]).map(|item| replies.slice_ref(item));
+        item.ok_or(Failure::Unknown(Reason::Malformed))
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Bytes, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let single = self.single;
+        Pin::new(&mut self.receiver).poll(context).map(|received| Self::finish(received, single))
+    }
+}

@@ -1,0 +1,85 @@
+//! The two lanes to one peer, with what rides on them: rings, rows and messages.
+
+use bytes::BytesMut;
+use quorate_consensus::{Incarnation, Message, NodeId};
+use quorate_transport::ring::{RingReader, RingWriter};
+use quorate_transport::row::{ROW_BYTES, RowReader, RowWriter};
+use quorate_transport::{PostError, RegionError, RegionId, Transport, codec};
+
+/// The state of the lanes to one peer.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    pub(crate) peer: NodeId,
+    pub(crate) control_up: bool,
+    pub(crate) data_up: bool,
+    /// Something may be in the inbox or the row.
+    pub(crate) inbox_hint: bool,
+    pub(crate) row_hint: bool,
+    pub(crate) ring_writer: RingWriter,
+    pub(crate) ring_reader: RingReader,
+    pub(crate) row_writer: RowWriter,
+    pub(crate) row_reader: RowReader,
+    /// The ring position last told to the peer.
+    pub(crate) credit_told: u64,
+}
+
+impl Lanes {
+    /// Registers the regions that `peer` writes into, and grants them.
+    pub(crate) fn open(
+        transport: &mut dyn Transport,
+        peer: NodeId,
+        ring_bytes: usize,
+    ) -> Result<Self, RegionError> {
+        let local = transport.local();
+        for (region, length) in
+            [(RegionId::inbox(peer), ring_bytes), (RegionId::row(peer), ROW_BYTES)]
+        {
+            transport.register(region, length)?;
+            transport.grant(region, peer)?;
+        }
+        Ok(Self {
+            peer,
+            control_up: false,
+            data_up: false,
+            inbox_hint: false,
+            row_hint: false,
+            ring_writer: RingWriter::new(RegionId::inbox(local), ring_bytes),
+            ring_reader: RingReader::new(RegionId::inbox(peer), ring_bytes),
+            row_writer: RowWriter::new(local),
+            row_reader: RowReader::new(peer),
+            credit_told: 0,
+        })
+    }
+
+    /// A new life of the data lane: positions and sequences start over.
+    pub(crate) fn data_lane_up(&mut self, incarnation: Incarnation) {
+        self.data_up = true;
+        self.ring_writer.reset(incarnation);
+        self.ring_reader.reset(incarnation);
+        self.row_writer.reset(incarnation);
+        self.row_reader.reset(incarnation);
+        self.credit_told = 0;
+        self.inbox_hint = true;
+        self.row_hint = true;
+    }
+
+    /// Whether the peer should be told soon how much of its ring was read: a quarter of it waits.
+    pub(crate) fn credit_is_due(&self, ring_bytes: usize) -> bool {
+        self.ring_reader.consumed() - self.credit_told >= ring_bytes as u64 / 4
+    }
+}
+
+/// Encodes and posts a control message.
+pub(crate) fn send(
+    transport: &mut dyn Transport,
+    scratch: &mut BytesMut,
+    to: NodeId,
+    message: &Message,
+) -> Result<(), PostError> {
+    scratch.clear();
+    if codec::encode(message, scratch).is_err() {
+        let limit = codec::MESSAGE_BYTES_MAX;
+        return Err(PostError::TooLarge { length: codec::encoded_len(message), limit });
+    }
+    transport.send(to, scratch.split().freeze())
+}

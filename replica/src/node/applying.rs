@@ -1,0 +1,197 @@
+//! Chosen batches into the state machine, replies out to the clients.
+
+use super::Node;
+use super::effects::reserve;
+use crate::front::{Failure, Reason};
+use crate::machine::Context;
+use bytes::{Buf, Bytes};
+use quorate_consensus::batch::{
+    CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
+};
+use quorate_consensus::session::Admission;
+use quorate_consensus::{Slot, Value, ValueKind};
+
+/// Payload bytes applied in one turn before the transport is looked at again.
+const APPLY_BYTES_PER_TURN: usize = 4 << 20;
+
+impl Node {
+    /// Applies what is chosen, in slot order. Returns whether anything was applied.
+    pub(super) fn apply_chosen(&mut self) -> bool {
+        let mut bytes = 0;
+        let mut busy = false;
+        while bytes < APPLY_BYTES_PER_TURN {
+            let Some(core) = &mut self.core else { break };
+            let Some((slot, value)) = core.next_to_apply() else {
+                if core.applied_slot() < core.commit_slot() {
+                    // After a restart the chosen slots are in the log, not in memory.
+                    busy |= self.replay_from_log();
+                }
+                break;
+            };
+            let value = value.clone();
+            bytes += value.bytes.len().max(64);
+            self.apply_value(slot, &value);
+            busy = true;
+            if let Some(core) = &mut self.core {
+                core.on_applied(slot);
+            }
+        }
+        busy
+    }
+
+    fn replay_from_log(&mut self) -> bool {
+        let Some(core) = &self.core else { return false };
+        let (first, commit) = (core.applied_slot().next(), core.commit_slot());
+        let mut entries = Vec::new();
+        if let Err(error) = self.log.read(first, APPLY_BYTES_PER_TURN, &mut entries) {
+            tracing::error!(slot = %first, %error, "a chosen slot cannot be read back");
+            self.fail_log(&error);
+            return false;
+        }
+        let mut busy = false;
+        for entry in entries.into_iter().take_while(|entry| entry.slot <= commit) {
+            self.apply_value(entry.slot, &entry.value);
+            if let Some(core) = &mut self.core {
+                core.on_applied(entry.slot);
+            }
+            busy = true;
+        }
+        busy
+    }
+
+    fn apply_value(&mut self, slot: Slot, value: &Value) {
+        while self.proposed.front().is_some_and(|(proposed, _)| *proposed <= slot) {
+            if let Some((_, at)) = self.proposed.pop_front() {
+                let micros = self.clock.now.since(at).0 / 1_000;
+                self.latencies.commit.saturating_record(micros.max(1));
+            }
+        }
+        if value.kind != ValueKind::Commands || value.bytes.len() < 8 {
+            return;
+        }
+        let mut bytes = value.bytes.clone();
+        let stamp = bytes.get_u64_le();
+        if stamp > self.time_ms {
+            self.time_ms = stamp;
+            self.machine.advance(stamp);
+        }
+        while let Some(group) = take_group(&mut bytes) {
+            self.apply_group(slot, &group);
+        }
+    }
+
+    fn apply_group(&mut self, slot: Slot, group: &Group) {
+        let header = &group.header;
+        if header.session == CONTROL_SESSION {
+            return self.apply_session_commands(slot, group);
+        }
+        let own = header.session == self.origin.session();
+        match self.sessions.admit(slot, header) {
+            Admission::Apply { known } => self.apply_commands(slot, group, known, own),
+            Admission::Duplicate => self.counters.duplicates += u64::from(header.count),
+            Admission::Gap { .. } => {
+                self.counters.gaps += 1;
+                if own {
+                    self.origin.on_gap(self.clock.now);
+                }
+            }
+            Admission::NoSession => {
+                if own {
+                    self.session_number = next_session(self.session_number);
+                    let failed = self.origin.on_session_closed(self.session_number);
+                    self.counters.failures += failed;
+                    tracing::warn!(
+                        failed,
+                        "the session of this replica was closed; opening another"
+                    );
+                }
+            }
+        }
+    }
+
+    fn apply_commands(&mut self, slot: Slot, group: &Group, known: u32, own: bool) {
+        let header = &group.header;
+        let context = Context { slot, time_ms: self.time_ms };
+        let mut commands = &group.commands[..];
+        reserve(&mut self.replies, 16 * header.count as usize);
+        for index in 0..header.count {
+            let Some(command) = take_item(&mut commands) else { break };
+            if index < known {
+                continue;
+            }
+            self.reply.clear();
+            self.machine.apply(&context, command, &mut self.reply);
+            put_item(&mut self.replies, &self.reply);
+        }
+        let replies = self.replies.split().freeze();
+        let (first, count) = (header.first_sequence + u64::from(known), header.count - known);
+        self.counters.commands_applied += u64::from(count);
+        self.counters.duplicates += u64::from(known);
+        if own {
+            let latency = &mut self.latencies.request;
+            self.origin.applied(first, count, &replies, self.clock.now, |micros| {
+                latency.saturating_record(micros.max(1));
+            });
+        }
+        self.sessions.record(header.session, first, count, replies);
+    }
+
+    fn apply_session_commands(&mut self, slot: Slot, group: &Group) {
+        let mut commands = &group.commands[..];
+        while let Some(item) = take_item(&mut commands) {
+            let Some(command) = SessionCommand::decode(item) else { continue };
+            self.sessions.control(slot, command);
+            if let SessionCommand::Open { session, .. } = command
+                && session == self.origin.session()
+            {
+                self.origin.opened();
+            }
+        }
+    }
+
+    /// Answers the linearizable reads whose slot is applied.
+    pub(super) fn answer_reads(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        while let Some(ready) = core.poll_read() {
+            self.read_ready.push_back(ready);
+        }
+        while let Some(ready) = self.read_ready.front().copied() {
+            if self.core.as_ref().is_none_or(|core| core.applied_slot() < ready.slot) {
+                break;
+            }
+            self.read_ready.pop_front();
+            while self.reads.front().is_some_and(|read| read.ticket <= ready.through) {
+                let Some(read) = self.reads.pop_front() else { break };
+                self.counters.reads += u64::from(read.count);
+                let answers = self.run_queries(&read.queries);
+                let _ = read.reply.send(Ok(answers));
+            }
+        }
+    }
+
+    pub(super) fn run_queries(&mut self, queries: &[u8]) -> Bytes {
+        let slot = self.core.as_ref().map_or(Slot::ZERO, quorate_consensus::Paxos::applied_slot);
+        let time_ms = self.clock.wall_ms.max(self.time_ms);
+        let context = Context { slot, time_ms };
+        let mut rest = queries;
+        reserve(&mut self.replies, 64);
+        while let Some(query) = take_item(&mut rest) {
+            self.reply.clear();
+            self.machine.query(&context, query, &mut self.reply);
+            put_item(&mut self.replies, &self.reply);
+        }
+        self.replies.split().freeze()
+    }
+
+    /// Fails every read that waits; used when the replica can never answer it.
+    pub(super) fn fail_reads(&mut self, reason: &Reason) {
+        for read in self.reads.drain(..) {
+            let _ = read.reply.send(Err(Failure::Rejected(reason.clone())));
+        }
+    }
+}
+
+/// The number of the session after `session`: never 0.
+fn next_session(session: u64) -> u64 {
+    session.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(0x9e37_79b9) | 1
+}

@@ -1,0 +1,296 @@
+//! What goes out: proposals, records, persists, rows, messages.
+
+use super::Node;
+use crate::front::Reason;
+use crate::lanes;
+use bytes::{BufMut, BytesMut};
+use quorate_consensus::batch::BATCH_HEADER_BYTES;
+use quorate_consensus::{
+    Message, NodeId, Notice, Persist, PersistNumber, Shipment, Slot, Value, ValueKind,
+};
+use quorate_pmem_log::{LogError, Record};
+use quorate_transport::PostError;
+use quorate_transport::ring::ShipError;
+
+/// Batches and replies are cut from chunks of this many bytes, so that a small one costs no
+/// allocation.
+pub(super) const CHUNK_BYTES: usize = 256 << 10;
+
+/// Makes room for `needed` bytes in an arena, a chunk at a time.
+pub(super) fn reserve(arena: &mut BytesMut, needed: usize) {
+    if arena.capacity() - arena.len() < needed {
+        arena.reserve(needed.max(CHUNK_BYTES));
+    }
+}
+
+impl Node {
+    /// Moves commands on: into the log if this replica leads, to the leader if another one does.
+    pub(super) fn send_commands(&mut self) {
+        let Some(core) = &self.core else { return };
+        let led_by = core.leader_ballot();
+        if led_by != self.led_by {
+            self.led_by = led_by;
+            self.counters.leader_changes += 1;
+            // What the former leader had may be lost, what it forwarded is not ours to propose.
+            self.origin.send_again(self.clock.now);
+            self.forwarded.clear();
+            self.forwarded_bytes = 0;
+            self.proposed.clear();
+        }
+        if core.role_is_leader() {
+            self.propose_batches();
+        } else if let Some(leader) = led_by.map(|ballot| ballot.node) {
+            self.forward(leader);
+        }
+    }
+
+    fn propose_batches(&mut self) {
+        if self.log_full {
+            return;
+        }
+        loop {
+            let tick = self.tick_is_due();
+            let Some(core) = &mut self.core else { return };
+            let due = self.origin.is_due() || !self.forwarded.is_empty() || tick;
+            if !due || !core.can_propose() {
+                return;
+            }
+            let limit = self.options.batch_bytes_max;
+            // A reservation that is too small only costs another allocation.
+            reserve(&mut self.batch, CHUNK_BYTES / 4);
+            self.stamped_ms = self.stamped_ms.max(self.clock.wall_ms).max(self.time_ms);
+            self.batch.put_u64_le(self.stamped_ms);
+            let mut commands = 0u64;
+            let mut taken = (0, 0);
+            if self.origin.is_due() {
+                taken = self.origin.take_due(&mut self.batch, limit);
+                commands += u64::from(taken.1);
+            }
+            while let Some(groups) = self.forwarded.front() {
+                if self.batch.len() > BATCH_HEADER_BYTES && self.batch.len() + groups.len() > limit
+                {
+                    break;
+                }
+                self.forwarded_bytes -= groups.len();
+                self.batch.put_slice(groups);
+                self.forwarded.pop_front();
+            }
+            let bytes = self.batch.split().freeze();
+            let checksum = crc32c::crc32c(&bytes);
+            let value = Value { kind: ValueKind::Commands, checksum, bytes };
+            let Some(slot) = core.propose(value) else { return };
+            if taken.1 > 0 {
+                self.origin.sent(taken.0, self.clock.now);
+            }
+            commands += std::mem::take(&mut self.forwarded_commands);
+            self.counters.batches_proposed += 1;
+            self.counters.commands_proposed += commands;
+            self.latencies.batch.saturating_record(commands.max(1));
+            if self.proposed.len() < self.options.window_slots_max as usize {
+                self.proposed.push_back((slot, self.clock.now));
+            }
+        }
+    }
+
+    /// Whether time alone has work for the state machine that no batch has stamped yet.
+    fn tick_is_due(&self) -> bool {
+        let deadline = self.machine.next_deadline_ms();
+        deadline.is_some_and(|due| due <= self.clock.wall_ms && self.stamped_ms < due)
+    }
+
+    fn forward(&mut self, leader: NodeId) {
+        let up = self.lanes.iter().any(|lanes| lanes.peer == leader && lanes.control_up);
+        while up && self.origin.is_due() {
+            let mut groups = BytesMut::with_capacity(CHUNK_BYTES / 64);
+            let (submissions, _) = self.origin.take_due(&mut groups, self.options.batch_bytes_max);
+            let message = Message::Forward { groups: groups.freeze() };
+            let transport = self.transport.as_mut();
+            // A full queue or a broken lane: what was not sent stays due.
+            if lanes::send(transport, &mut self.message, leader, &message).is_err() {
+                return;
+            }
+            self.origin.sent(submissions, self.clock.now);
+        }
+    }
+
+    /// Lets out what the core wants done. Records leave for the followers in the same moment in
+    /// which they are handed to the own log.
+    pub(super) fn let_effects_out(&mut self) -> bool {
+        let mut busy = self.append();
+        busy |= self.ship();
+        if self.log_failure.is_none() {
+            if let Err(error) = self.log.flush() {
+                self.on_log_error(&error);
+            }
+            busy |= self.poll_durable();
+        }
+        self.take_notices();
+        self.publish_rows();
+        self.send_messages();
+        self.serve_log_reads();
+        busy
+    }
+
+    /// Appends what the core wants kept, in its order.
+    fn append(&mut self) -> bool {
+        let mut busy = false;
+        while self.log_failure.is_none() {
+            let Some(core) = &mut self.core else { break };
+            let Some(persist) = self.unappended.take().or_else(|| core.poll_persist()) else {
+                self.log_full = false;
+                break;
+            };
+            let record = match &persist {
+                Persist::Promise(ballot) => Record::Promise(*ballot),
+                Persist::Entry(entry) => Record::Entry(entry.clone()),
+            };
+            if let Err(error) = self.log.append(&record, core.commit_slot()) {
+                self.unappended = Some(persist);
+                self.on_log_error(&error);
+                break;
+            }
+            busy = true;
+        }
+        busy
+    }
+
+    /// Tells the core what became durable.
+    pub(super) fn poll_durable(&mut self) -> bool {
+        if self.log_failure.is_some() {
+            return false;
+        }
+        match self.log.durable() {
+            Ok(lsn) => {
+                let Some(core) = &mut self.core else { return false };
+                let number = PersistNumber(lsn.0);
+                let moved = number > core.durable_through();
+                if moved {
+                    core.on_persisted(number);
+                    let nanos = self.log.statistics().last_flush_nanos;
+                    self.latencies.flush.saturating_record((nanos / 1_000).max(1));
+                }
+                moved
+            }
+            Err(error) => {
+                self.on_log_error(&error);
+                false
+            }
+        }
+    }
+
+    fn on_log_error(&mut self, error: &LogError) {
+        if matches!(error, LogError::Full { .. }) {
+            if !self.log_full {
+                tracing::error!(%error, "the log is full: this replica does not vote until there is space");
+            }
+            self.log_full = true;
+        } else {
+            self.fail_log(error);
+        }
+    }
+
+    /// The log is gone for this life: this replica votes no more, and says why.
+    pub(super) fn fail_log(&mut self, error: &LogError) {
+        if self.log_failure.is_none() {
+            tracing::error!(%error, "the log failed: this replica leaves the quorum");
+            self.log_failure = Some(error.to_string());
+            self.origin.give_up(&Reason::LogFailed);
+            self.fail_reads(&Reason::LogFailed);
+        }
+        if let Some(core) = &mut self.core {
+            core.on_log_failure();
+        }
+    }
+
+    fn ship(&mut self) -> bool {
+        let Some(core) = &mut self.core else { return false };
+        let mut busy = false;
+        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up) {
+            let peer = lanes.peer;
+            loop {
+                let shipped = {
+                    let limit = self.options.batch_bytes_max;
+                    let Some(shipment) = core.next_shipment(peer, limit) else { break };
+                    let Shipment { ballot, first, commit_slot, values, .. } = shipment;
+                    let transport = self.transport.as_mut();
+                    let writer = &mut lanes.ring_writer;
+                    let shipped = writer.ship(transport, peer, ballot, first, commit_slot, values);
+                    shipped.map(|shipped| Slot(first.0 + shipped.count as u64 - 1))
+                };
+                match shipped {
+                    Ok(last) => {
+                        busy = true;
+                        core.shipped(peer, last);
+                    }
+                    // No credit, a full queue or a lane that just broke: later.
+                    Err(
+                        ShipError::NoCredit { .. }
+                        | ShipError::Post(PostError::Full(_) | PostError::Down(_)),
+                    ) => break,
+                    Err(error) => {
+                        tracing::error!(%peer, %error, "a record cannot be shipped");
+                        break;
+                    }
+                }
+            }
+        }
+        busy
+    }
+
+    fn publish_rows(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up) {
+            let peer = lanes.peer;
+            if !core.row_due(peer) && !lanes.credit_is_due(self.options.ring_bytes) {
+                continue;
+            }
+            let consumed = lanes.ring_reader.consumed();
+            let row = core.row(peer);
+            if lanes.row_writer.publish(self.transport.as_mut(), peer, &row, consumed).is_ok() {
+                lanes.credit_told = consumed;
+                core.row_published(peer);
+            }
+        }
+    }
+
+    fn send_messages(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        while let Some((to, message)) = core.poll_message() {
+            let transport = self.transport.as_mut();
+            // Every question of the core is asked again by a timer.
+            if let Err(error) = lanes::send(transport, &mut self.message, to, &message) {
+                tracing::debug!(peer = %to, %error, "a control message was not sent");
+            }
+        }
+    }
+
+    fn serve_log_reads(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        while let Some(read) = core.poll_log_read() {
+            let mut entries = Vec::new();
+            if let Err(error) = self.log.read(read.first, read.bytes_max as usize, &mut entries) {
+                tracing::warn!(peer = %read.to, slot = %read.first, %error, "catch-up read failed");
+            }
+            core.on_log_read(read, entries);
+        }
+        self.send_messages();
+    }
+
+    fn take_notices(&mut self) {
+        let Some(core) = &mut self.core else { return };
+        while let Some(notice) = core.poll_notice() {
+            match notice {
+                Notice::Leading(ballot) => {
+                    self.counters.leaderships += 1;
+                    tracing::info!(%ballot, "leading");
+                }
+                Notice::SteppedDown(ballot, why) => tracing::warn!(%ballot, why, "stepped down"),
+                Notice::Following(ballot) => {
+                    tracing::info!(leader = %ballot.node, %ballot, "following");
+                }
+                Notice::Leaderless => tracing::info!("no leader known"),
+                Notice::Campaigning(ballot) => tracing::info!(%ballot, "campaigning"),
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What comes in: events of the transport, and requests of clients.
+
+use super::{Node, Read, lanes_of};
+use crate::front::{Consistency, Failure, Reason, Request};
+use crate::lanes;
+use crate::options::nanos;
+use bytes::Bytes;
+use quorate_consensus::batch::{groups_are_whole, take_group, take_item};
+use quorate_consensus::{Genesis, Message, NodeId};
+use quorate_transport::{Event, Lane, RegionId, codec};
+use std::sync::atomic::Ordering;
+
+/// Requests taken from the queue that wait for a leader, or for room.
+const WAITING_MAX: usize = 8192;
+/// Bytes of forwarded commands that wait to be proposed: several peers' windows. What is beyond is
+/// dropped; its origin finds the gap and sends it again.
+const FORWARDED_BYTES_MAX: usize = 128 << 20;
+
+impl Node {
+    /// Takes what the transport received. Returns whether anything came.
+    pub(super) fn receive(&mut self) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        self.transport.poll(&mut events);
+        let mut busy = !events.is_empty();
+        for event in events.drain(..) {
+            self.on_event(event);
+        }
+        self.events = events;
+        busy |= self.drain_lanes();
+        busy
+    }
+
+    fn on_event(&mut self, event: Event) {
+        let now = self.clock.now;
+        match event {
+            Event::LinkUp { peer, lane: Lane::Data, incarnation } => {
+                if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
+                    lanes.data_lane_up(incarnation);
+                }
+                if let Some(core) = &mut self.core {
+                    core.on_link_up(now, peer);
+                }
+                tracing::info!(%peer, %incarnation, "data lane up");
+            }
+            Event::LinkUp { peer, lane: Lane::Control, .. } => self.on_control_up(peer),
+            Event::LinkDown { peer, lane, reason } => self.on_lane_down(peer, lane, &reason),
+            Event::Control { peer, message } => match codec::decode(message) {
+                Ok(message) => self.on_message(peer, message),
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "a control message cannot be read");
+                    self.transport
+                        .reset(peer, &format!("a control message cannot be read: {error}"));
+                }
+            },
+            Event::Written { peer, region } => {
+                if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
+                    lanes.inbox_hint |= region == RegionId::inbox(peer);
+                    lanes.row_hint |= region == RegionId::row(peer);
+                }
+            }
+            Event::Completed { .. } => {}
+        }
+    }
+
+    fn on_control_up(&mut self, peer: NodeId) {
+        if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
+            lanes.control_up = true;
+        }
+        let hello = match (&self.recovered.identity.genesis, &self.founding) {
+            (Some(document), _) => Message::Genesis { document: document.clone() },
+            (None, _) => Message::Fresh { incarnation: self.recovered.identity.incarnation },
+        };
+        self.post(peer, &hello);
+        // What was forwarded on the old lane may be lost.
+        if self.led_by.is_some_and(|ballot| ballot.node == peer) {
+            self.origin.send_again(self.clock.now);
+        }
+    }
+
+    fn on_lane_down(&mut self, peer: NodeId, lane: Lane, reason: &str) {
+        tracing::info!(%peer, ?lane, reason, "lane down");
+        let Some(lanes) = lanes_of(&mut self.lanes, peer) else { return };
+        match lane {
+            Lane::Control => {
+                lanes.control_up = false;
+                if let Some(founding) = &mut self.founding {
+                    founding.on_down(peer);
+                }
+            }
+            Lane::Data => {
+                lanes.data_up = false;
+                if let Some(core) = &mut self.core {
+                    core.on_link_down(self.clock.now, peer);
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        match message {
+            Message::Fresh { incarnation } => {
+                if let Some(document) = self.recovered.identity.genesis.clone() {
+                    self.post(from, &Message::Genesis { document });
+                } else if let Some(founding) = &mut self.founding {
+                    founding.on_fresh(from, incarnation);
+                }
+            }
+            Message::Genesis { document } => self.on_genesis(from, document),
+            Message::Forward { groups } => self.on_forward(from, groups),
+            Message::Goodbye { reason, .. } => {
+                let reason = String::from_utf8_lossy(&reason);
+                tracing::error!(peer = %from, %reason, "the peer refuses to talk to this replica");
+            }
+            message => {
+                if let Some(core) = &mut self.core {
+                    core.on_message(self.clock.now, from, message);
+                }
+            }
+        }
+    }
+
+    fn on_genesis(&mut self, from: NodeId, document: Bytes) {
+        let Some(theirs) = Genesis::decode(&document) else {
+            self.transport.reset(from, "its founding document cannot be read");
+            return;
+        };
+        if let Some(ours) = &self.genesis {
+            if ours.cluster != theirs.cluster {
+                let reason = format!(
+                    "it belongs to cluster {:016x}, this replica to cluster {:016x}: check the peer \
+                     addresses and the data directories",
+                    theirs.cluster, ours.cluster
+                );
+                tracing::error!(peer = %from, reason);
+                self.post(from, &Message::Goodbye { to: from, reason: reason.clone().into() });
+                self.transport.flush();
+                self.transport.reset(from, &reason);
+            }
+            return;
+        }
+        self.found(document, theirs);
+    }
+
+    /// Keeps the founding document, then takes part.
+    fn found(&mut self, document: Bytes, genesis: Genesis) {
+        let kept = self.log.set_genesis(document.clone());
+        if let Err(error) = kept {
+            self.fail_log(&error);
+            return;
+        }
+        self.recovered.identity.genesis = Some(document.clone());
+        if let Err(error) = self.start_core(genesis) {
+            self.log_failure = Some(error.to_string());
+            tracing::error!(%error, "the replica cannot take part");
+            return;
+        }
+        for peer in self.transport.peers() {
+            self.post(peer, &Message::Genesis { document: document.clone() });
+        }
+    }
+
+    pub(super) fn continue_founding(&mut self) {
+        let Some(founding) = &mut self.founding else { return };
+        if self.log_failure.is_some() {
+            return;
+        }
+        if let Some(document) = founding.document() {
+            if let Some(genesis) = Genesis::decode(&document) {
+                tracing::info!(cluster = format_args!("{:016x}", genesis.cluster), "founding");
+                self.found(document, genesis);
+            }
+            return;
+        }
+        if let Some(message) = founding.repeat(self.clock.now) {
+            for peer in self.transport.peers() {
+                self.post(peer, &message);
+            }
+        }
+    }
+
+    /// Posts a message whose loss the protocol repairs by itself.
+    pub(super) fn post(&mut self, to: NodeId, message: &Message) {
+        if let Err(error) = lanes::send(self.transport.as_mut(), &mut self.message, to, message) {
+            tracing::debug!(peer = %to, %error, "a control message was not sent");
+        }
+    }
+
+    fn on_forward(&mut self, from: NodeId, groups: Bytes) {
+        if !self.core.as_ref().is_some_and(|core| core.role_is_leader())
+            || self.forwarded_bytes + groups.len() > FORWARDED_BYTES_MAX
+        {
+            return;
+        }
+        if !groups_are_whole(&groups) {
+            self.transport.reset(from, "it forwarded commands that are not whole groups");
+            return;
+        }
+        let mut rest = groups.clone();
+        while let Some(group) = take_group(&mut rest) {
+            self.forwarded_commands += u64::from(group.header.count);
+        }
+        self.forwarded_bytes += groups.len();
+        self.forwarded.push_back(groups);
+    }
+
+    /// Reads what peers wrote: records and rows.
+    fn drain_lanes(&mut self) -> bool {
+        let Some(core) = &mut self.core else { return false };
+        let now = self.clock.now;
+        let hints = self.transport.hints();
+        let mut busy = false;
+        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up) {
+            let peer = lanes.peer;
+            // A log without room takes nothing more in: the ring fills, the leader stops.
+            let look = lanes.inbox_hint || !hints || lanes.ring_reader.suspicious();
+            if look && !self.log_full {
+                lanes.inbox_hint = false;
+                loop {
+                    let failure =
+                        match lanes.ring_reader.poll(self.transport.as_ref(), &mut self.accept) {
+                            Ok(false) => break,
+                            Ok(true) => {
+                                busy = true;
+                                match core.on_accept(now, peer, &mut self.accept) {
+                                    Ok(()) => continue,
+                                    Err(gap) => gap.to_string(),
+                                }
+                            }
+                            Err(error) => error.to_string(),
+                        };
+                    tracing::warn!(%peer, failure, "the data lane starts over");
+                    self.transport.reset(peer, &failure);
+                    break;
+                }
+            }
+            if lanes.row_hint || !hints {
+                lanes.row_hint = false;
+                if let Some((row, consumed)) = lanes.row_reader.poll(self.transport.as_ref()) {
+                    busy = true;
+                    lanes.ring_writer.set_consumed(consumed);
+                    core.on_row(now, peer, row);
+                }
+            }
+        }
+        busy
+    }
+
+    /// Takes requests from the clients' queue as far as there is room for them.
+    pub(super) fn take_requests(&mut self) {
+        let now = self.clock.now;
+        while self.waiting.len() < WAITING_MAX {
+            let Some(request) = self.shared.requests.pop() else { break };
+            self.waiting.push_back((request, now));
+        }
+        if self.core.is_none() {
+            return;
+        }
+        while let Some((request, _)) = self.waiting.front() {
+            let blocked = !self.origin.has_room() && self.log_failure.is_none();
+            if blocked && matches!(request, Request::Propose { .. }) {
+                break;
+            }
+            let Some((request, arrived)) = self.waiting.pop_front() else { break };
+            self.shared.bytes.fetch_sub(request.length(), Ordering::Relaxed);
+            self.admit(request, arrived);
+        }
+        if let Some(core) = &mut self.core {
+            core.start_reads();
+        }
+    }
+
+    fn admit(&mut self, request: Request, arrived: quorate_consensus::Nanos) {
+        let (count, items) = match &request {
+            Request::Propose { count, commands, .. } => (*count, commands),
+            Request::Read { count, queries, .. } => (*count, queries),
+        };
+        if !items_are_whole(items, count) {
+            self.counters.failures += 1;
+            return request.fail(Failure::Rejected(Reason::Malformed));
+        }
+        if self.log_failure.is_some() {
+            self.counters.failures += 1;
+            return request.fail(Failure::Rejected(Reason::LogFailed));
+        }
+        match request {
+            Request::Propose { count, commands, reply } => {
+                if self.log_full {
+                    self.counters.failures += 1;
+                    let _ = reply.send(Err(Failure::Rejected(Reason::LogFull)));
+                    return;
+                }
+                self.origin.submit(count, commands, reply, arrived);
+            }
+            Request::Read { count, queries, consistency: Consistency::Stale, reply } => {
+                self.counters.stale_reads += u64::from(count);
+                let answers = self.run_queries(&queries);
+                let _ = reply.send(Ok(answers));
+            }
+            Request::Read { count, queries, reply, .. } => {
+                let Some(core) = &mut self.core else { return };
+                let ticket = core.read_index(self.clock.now);
+                self.reads.push_back(Read { ticket, count, queries, reply, asked_at: arrived });
+            }
+        }
+    }
+
+    /// Requests that waited too long: what never left this replica is certainly rejected.
+    pub(super) fn expire_requests(&mut self) {
+        let (now, limit) = (self.clock.now, nanos(self.options.request_timeout));
+        let reason = || match &self.core {
+            Some(core) if core.leader().is_some() => Reason::TimedOut,
+            _ => Reason::NoLeader,
+        };
+        while self.waiting.front().is_some_and(|(_, arrived)| now.since(*arrived) >= limit) {
+            let Some((request, _)) = self.waiting.pop_front() else { break };
+            self.shared.bytes.fetch_sub(request.length(), Ordering::Relaxed);
+            self.counters.failures += 1;
+            request.fail(Failure::Rejected(reason()));
+        }
+        while self.reads.front().is_some_and(|read| now.since(read.asked_at) >= limit) {
+            let Some(read) = self.reads.pop_front() else { break };
+            self.counters.failures += 1;
+            let _ = read.reply.send(Err(Failure::Rejected(reason())));
+        }
+    }
+}
+
+fn items_are_whole(items: &[u8], count: u32) -> bool {
+    let mut rest = items;
+    for _ in 0..count {
+        if take_item(&mut rest).is_none() {
+            return false;
+        }
+    }
+    count > 0 && rest.is_empty()
+}

@@ -1,0 +1,375 @@
+//! [`Node`]: one turn of the loop after another, all of a replica on one thread.
+//!
+//! A turn takes what arrived (transport, log, time, clients), steps the core, and lets the effects
+//! out: records to the followers and to the log at the same moment, votes once they are durable,
+//! replies once their slot is applied. It never blocks and takes time as an argument, so that the
+//! simulator runs this very code.
+
+mod applying;
+mod effects;
+mod intake;
+mod reporting;
+
+use crate::founding::Founding;
+use crate::front::{Handle, ReplySender, Request, Shared};
+use crate::lanes::Lanes;
+use crate::machine::StateMachine;
+use crate::options::{NodeOptions, nanos};
+use crate::origin::Origin;
+use crate::status::{Counters, Latencies};
+use bytes::{Bytes, BytesMut};
+use quorate_consensus::session::SessionTable;
+use quorate_consensus::{
+    Accept, Ballot, Configurations, Genesis, Nanos, NodeId, Paxos, Persist, ReadReady, Restored,
+    Settings, Slot,
+};
+use quorate_pmem_log::{Log, LogError, Recovered};
+use quorate_transport::{Event, RegionError, Transport};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The time of one turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Clock {
+    /// Monotonic.
+    pub now: Nanos,
+    /// Milliseconds since 1970: the leader stamps its batches with it.
+    pub wall_ms: u64,
+}
+
+/// What a turn leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turn {
+    /// Something was done: there may be more at once.
+    pub busy: bool,
+    /// When the next turn is due if nothing arrives before.
+    pub next: Nanos,
+}
+
+/// Why a replica could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The options contradict each other.
+    #[error("{0}")]
+    Options(String),
+    /// The transport refused memory.
+    #[error("the transport refused memory for the lanes")]
+    Region(#[from] RegionError),
+    /// The log could not be read or written.
+    #[error("the log could not be read back")]
+    Log(#[from] LogError),
+    /// The directory holds a founding document that cannot be read.
+    #[error(
+        "the founding document in the data directory cannot be read: it was written by a newer \
+         version, or it is damaged; start with the version that wrote it, or restore the directory"
+    )]
+    Genesis,
+}
+
+/// A linearizable read on its way.
+struct Read {
+    ticket: u64,
+    count: u32,
+    queries: Bytes,
+    reply: ReplySender,
+    asked_at: Nanos,
+}
+
+/// A replica, without the thread that drives it.
+pub struct Node {
+    options: NodeOptions,
+    transport: Box<dyn Transport>,
+    log: Log,
+    machine: Box<dyn StateMachine>,
+    shared: Arc<Shared>,
+    lanes: Vec<Lanes>,
+    recovered: Recovered,
+    genesis: Option<Genesis>,
+    founding: Option<Founding>,
+    core: Option<Paxos>,
+    sessions: SessionTable,
+    origin: Origin,
+    session_number: u64,
+    /// Requests taken from the queue that cannot go on yet.
+    waiting: VecDeque<(Request, Nanos)>,
+    /// Groups that peers forwarded to this replica as leader.
+    forwarded: VecDeque<Bytes>,
+    forwarded_bytes: usize,
+    forwarded_commands: u64,
+    reads: VecDeque<Read>,
+    read_ready: VecDeque<ReadReady>,
+    led_by: Option<Ballot>,
+    /// Replicated time, and the newest stamp that this replica gave as leader.
+    time_ms: u64,
+    stamped_ms: u64,
+    /// A persist that the log had no room for.
+    unappended: Option<Persist>,
+    log_full: bool,
+    log_failure: Option<String>,
+    /// Proposals of this leadership that are not known chosen, for the commit latency.
+    proposed: VecDeque<(Slot, Nanos)>,
+    counters: Counters,
+    latencies: Latencies,
+    reported_at: Nanos,
+    checked_at: Nanos,
+    clock: Clock,
+    // Storage that is used again in every turn.
+    events: Vec<Event>,
+    accept: Accept,
+    message: BytesMut,
+    batch: BytesMut,
+    reply: BytesMut,
+    replies: BytesMut,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("node", &self.options.node).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Puts a replica together from its parts and what its log gave back.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn new(
+        options: NodeOptions,
+        mut transport: Box<dyn Transport>,
+        log: Log,
+        recovered: Recovered,
+        machine: Box<dyn StateMachine>,
+    ) -> Result<Self, NodeError> {
+        options.check().map_err(NodeError::Options)?;
+        let peers = transport.peers();
+        let lanes = peers
+            .iter()
+            .map(|&peer| Lanes::open(transport.as_mut(), peer, options.ring_bytes))
+            .collect::<Result<Vec<_>, _>>()?;
+        let genesis = match &recovered.identity.genesis {
+            Some(document) => Some(Genesis::decode(document).ok_or(NodeError::Genesis)?),
+            None => None,
+        };
+        let session = options.seed | 1;
+        let latencies = Latencies::new();
+        let status = reporting::initial_status(&options, &log, &latencies);
+        let waker = transport.waker();
+        let shared = Shared::new(waker, status, options.command_bytes_max);
+        let origin = Origin::new(session, options.node.0, nanos(options.request_timeout));
+        let mut node = Self {
+            transport,
+            log,
+            machine,
+            shared,
+            lanes,
+            recovered,
+            genesis: None,
+            founding: None,
+            core: None,
+            sessions: SessionTable::new(),
+            origin,
+            session_number: session,
+            waiting: VecDeque::new(),
+            forwarded: VecDeque::new(),
+            forwarded_bytes: 0,
+            forwarded_commands: 0,
+            reads: VecDeque::new(),
+            read_ready: VecDeque::new(),
+            led_by: None,
+            time_ms: 0,
+            stamped_ms: 0,
+            unappended: None,
+            log_full: false,
+            log_failure: None,
+            proposed: VecDeque::new(),
+            counters: Counters::default(),
+            latencies,
+            reported_at: Nanos(0),
+            checked_at: Nanos(0),
+            clock: Clock::default(),
+            events: Vec::new(),
+            accept: Accept::default(),
+            message: BytesMut::new(),
+            batch: BytesMut::new(),
+            reply: BytesMut::new(),
+            replies: BytesMut::new(),
+            options,
+        };
+        match genesis {
+            Some(genesis) => node.start_core(genesis)?,
+            None => {
+                let incarnation = node.recovered.identity.incarnation;
+                let members = node.options.members.clone();
+                node.founding = Some(Founding::new(node.options.node, incarnation, members));
+            }
+        }
+        Ok(node)
+    }
+
+    /// For clients in this process.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The core, once the cluster is founded.
+    #[must_use]
+    pub fn core(&self) -> Option<&Paxos> {
+        self.core.as_ref()
+    }
+
+    /// The transport, for tests that break links.
+    pub fn transport(&mut self) -> &mut dyn Transport {
+        self.transport.as_mut()
+    }
+
+    pub(crate) fn count_park(&mut self) {
+        self.counters.parks += 1;
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The founding document is known and kept: take part.
+    fn start_core(&mut self, genesis: Genesis) -> Result<(), NodeError> {
+        let identity = &self.recovered.identity;
+        let mut settings = Settings::new(self.options.node, identity.incarnation);
+        settings.heartbeat_interval = nanos(self.options.heartbeat_interval);
+        settings.election_timeout_min = nanos(self.options.election_timeout_min);
+        settings.election_timeout_max = nanos(self.options.election_timeout_max);
+        settings.window_slots_max = self.options.window_slots_max;
+        settings.window_bytes_max = self.options.window_bytes_max;
+        settings.cache_bytes_max = self.options.cache_bytes_max;
+        settings.seed = self.options.seed;
+        let restored = self.restored(&genesis)?;
+        tracing::info!(
+            cluster = format_args!("{:016x}", genesis.cluster),
+            promised = %restored.promised,
+            commit_slot = %restored.commit_slot,
+            accepted = restored.accepted.len(),
+            votes = restored.remembers,
+            durability = %self.log.durability(),
+            "the replica takes part"
+        );
+        self.core = Some(Paxos::new(settings, restored, self.clock.now));
+        if let Some(core) = &mut self.core {
+            for lanes in self.lanes.iter().filter(|lanes| lanes.data_up) {
+                core.on_link_up(self.clock.now, lanes.peer);
+            }
+        }
+        self.genesis = Some(genesis);
+        self.founding = None;
+        Ok(())
+    }
+
+    /// What the log gave back, as the core wants it.
+    fn restored(&self, genesis: &Genesis) -> Result<Restored, LogError> {
+        let recovered = &self.recovered;
+        let (node, incarnation) = (self.options.node, recovered.identity.incarnation);
+        let named = genesis.configuration.votes(node, incarnation);
+        let damaged = recovered.damaged.iter();
+        let first_damaged =
+            damaged.map(|damage| damage.slots.map_or(Slot(1), |(first, _)| first)).min();
+        let (commit_slot, accepted) = match first_damaged {
+            // What was acknowledged here cannot be read any more. Everything from there on comes
+            // from the peers, and this replica's word does not count: it may have accepted more.
+            Some(slot) => (recovered.commit_slot.min(slot.previous()), Vec::new()),
+            None => {
+                let mut accepted = Vec::new();
+                self.read_accepted(recovered.commit_slot, &mut accepted)?;
+                (recovered.commit_slot, accepted)
+            }
+        };
+        Ok(Restored {
+            promised: recovered.promised,
+            commit_slot,
+            log_first: recovered.first_slot,
+            accepted,
+            configurations: Configurations::new(genesis.configuration.clone()),
+            remembers: named && first_damaged.is_none(),
+        })
+    }
+
+    fn read_accepted(
+        &self,
+        commit: Slot,
+        accepted: &mut Vec<quorate_consensus::Entry>,
+    ) -> Result<(), LogError> {
+        let mut next = commit.next();
+        loop {
+            let before = accepted.len();
+            self.log.read(next, 1 << 20, accepted)?;
+            match accepted.last() {
+                Some(last) if accepted.len() > before => next = last.slot.next(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// One turn. The order is the order of the data path: in, step, out, apply.
+    pub fn step(&mut self, clock: Clock) -> Turn {
+        self.clock = clock;
+        self.counters.steps += 1;
+        let mut busy = self.receive();
+        busy |= self.poll_durable();
+        self.on_time();
+        self.take_requests();
+        if self.core.is_some() {
+            self.send_commands();
+            busy |= self.let_effects_out();
+            busy |= self.apply_chosen();
+            self.answer_reads();
+        }
+        self.transport.flush();
+        self.report();
+        Turn { busy, next: self.next_turn() }
+    }
+
+    fn on_time(&mut self) {
+        let now = self.clock.now;
+        if let Some(core) = &mut self.core
+            && now >= core.poll_timeout()
+        {
+            core.on_time(now);
+        }
+        if now.since(self.checked_at) >= CHECK_EVERY {
+            self.checked_at = now;
+            self.counters.failures += self.origin.on_time(now);
+            self.expire_requests();
+        }
+        self.continue_founding();
+    }
+
+    fn next_turn(&self) -> Nanos {
+        let mut next = self.clock.now + CHECK_EVERY;
+        if let Some(core) = &self.core {
+            next = next.min(core.poll_timeout());
+            let deadline = self.machine.next_deadline_ms().filter(|_| core.role_is_leader());
+            if let Some(deadline_ms) = deadline.filter(|due| *due > self.stamped_ms) {
+                let wait = deadline_ms.saturating_sub(self.clock.wall_ms);
+                next = next.min(self.clock.now + Nanos::from_millis(wait.min(1_000)));
+            }
+        }
+        next
+    }
+
+    /// The thread is going: tell everyone who waits.
+    pub(crate) fn stop(&mut self) {
+        use crate::front::{Failure, Reason};
+        self.origin.give_up(&Reason::Stopped);
+        let unsent = self.waiting.drain(..).map(|(request, _)| request);
+        for request in unsent.chain(std::iter::from_fn(|| self.shared.requests.pop())) {
+            request.fail(Failure::Rejected(Reason::Stopped));
+        }
+        self.fail_reads(&Reason::Stopped);
+    }
+}
+
+/// Deadlines of requests and lost commands are looked at this often.
+const CHECK_EVERY: Nanos = Nanos::from_millis(20);
+
+/// The peers' lanes by id: clusters are small, a scan is the fastest map.
+fn lanes_of(lanes: &mut [Lanes], peer: NodeId) -> Option<&mut Lanes> {
+    lanes.iter_mut().find(|lanes| lanes.peer == peer)
+}

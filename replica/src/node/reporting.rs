@@ -1,0 +1,130 @@
+//! The status snapshot.
+
+use super::Node;
+use crate::options::NodeOptions;
+use crate::status::{Counters, Latencies, PeerStatus, Status};
+use quorate_consensus::{Ballot, Nanos, RoleName, Row, RowFlags, Slot};
+use quorate_pmem_log::Log;
+
+/// How often the snapshot is renewed.
+const REPORT_EVERY: Nanos = Nanos::from_millis(50);
+
+/// The status before the first turn.
+pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Latencies) -> Status {
+    Status {
+        node: options.node,
+        cluster: None,
+        role: RoleName::Follower,
+        leader: None,
+        ballot: Ballot::ZERO,
+        commit_slot: Slot::ZERO,
+        applied_slot: Slot::ZERO,
+        last_slot: Slot::ZERO,
+        digest: 0,
+        votes: false,
+        medium: log.medium(),
+        durability: log.durability(),
+        trouble: String::new(),
+        peers: Vec::new(),
+        waiting_requests: 0,
+        commands_in_flight: 0,
+        window_bytes: 0,
+        counters: Counters::default(),
+        log: log.statistics(),
+        latencies: latencies.clone(),
+    }
+}
+
+impl Node {
+    /// Renews the snapshot if it is time.
+    pub(super) fn report(&mut self) {
+        if self.clock.now.since(self.reported_at) < REPORT_EVERY && self.counters.steps > 1 {
+            return;
+        }
+        self.reported_at = self.clock.now;
+        self.shared.status.set(self.status());
+    }
+
+    /// This replica at this moment.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let mut status = initial_status(&self.options, &self.log, &self.latencies);
+        status.cluster = self.genesis.as_ref().map(|genesis| genesis.cluster);
+        status.trouble = self.trouble();
+        status.waiting_requests =
+            self.waiting.len() + self.reads.len() + self.shared.requests.len();
+        status.commands_in_flight = self.origin.in_flight() as usize;
+        status.counters = self.counters;
+        if let Some(core) = &self.core {
+            status.role = core.role();
+            status.leader = core.leader();
+            status.ballot = core.ballot();
+            status.commit_slot = core.commit_slot();
+            status.applied_slot = core.applied_slot();
+            status.last_slot = core.last_slot();
+            status.votes = core.votes();
+            status.window_bytes = core.window_bytes();
+            status.digest = self.machine.digest();
+        }
+        status.peers = self.lanes.iter().map(|lanes| self.peer_status(lanes.peer)).collect();
+        status
+    }
+
+    fn peer_status(&self, peer: quorate_consensus::NodeId) -> PeerStatus {
+        let heard = self.core.as_ref().and_then(|core| core.peer_row(peer));
+        let row = heard.map_or(Row::default(), |(row, _)| row);
+        let lags = self.core.as_ref().map(|core| core.lags()).unwrap_or_default();
+        PeerStatus {
+            node: peer,
+            link: self.transport.status(peer),
+            heard_ms_ago: heard.map(|(_, ago)| ago.0 / 1_000_000),
+            commit_slot: row.commit_slot,
+            applied_slot: row.applied_slot,
+            lag: lags.iter().find(|(node, _)| *node == peer).map(|(_, lag)| *lag),
+            votes: heard.is_some() && row.flags.0 & RowFlags::AMNESIAC == 0,
+            poisoned: row.flags.has(RowFlags::POISONED),
+        }
+    }
+
+    /// What is wrong and what to do about it, in one line.
+    fn trouble(&self) -> String {
+        if let Some(failure) = &self.log_failure {
+            return format!(
+                "the log failed ({failure}); this replica no longer votes. Check its disk, then \
+                 restart it"
+            );
+        }
+        if self.log_full {
+            return "the log has no space left; free some, the replica goes on by itself".into();
+        }
+        if let Some(founding) = &self.founding {
+            let missing: Vec<_> = founding.missing().iter().map(ToString::to_string).collect();
+            return if missing.is_empty() {
+                "the cluster is being founded".into()
+            } else {
+                format!(
+                    "the cluster is not founded yet: replica {} has not been heard. All founding \
+                     members must run once at the same time",
+                    missing.join(", ")
+                )
+            };
+        }
+        let Some(core) = &self.core else { return String::new() };
+        if !self.recovered.damaged.is_empty() {
+            return format!(
+                "{} damaged part(s) of the log; this replica follows and does not vote. Run \
+                 `quorate log verify` on its directory",
+                self.recovered.damaged.len()
+            );
+        }
+        if !core.votes() {
+            return "this replica lost what it had promised (new disk, or `memory` durability and a \
+                    restart): it follows and does not vote until it is made a member again"
+                .into();
+        }
+        if core.leader().is_none() {
+            return "no leader: fewer than a majority of the replicas reach each other".into();
+        }
+        String::new()
+    }
+}

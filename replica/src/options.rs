@@ -1,0 +1,96 @@
+//! What a replica is told: limits and timers, all with defaults.
+
+use quorate_consensus::{Nanos, NodeId};
+use std::time::Duration;
+
+/// Limits and timers of one replica.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// This replica.
+    pub node: NodeId,
+    /// All founding members, this one included.
+    pub members: Vec<NodeId>,
+    /// How often a replica shows that it lives.
+    pub heartbeat_interval: Duration,
+    /// A leader unheard for this long may be replaced.
+    pub election_timeout_min: Duration,
+    /// Waits for an election are drawn from min to max.
+    pub election_timeout_max: Duration,
+    /// A request without an outcome after this long gets an error that says what may have happened.
+    pub request_timeout: Duration,
+    /// The largest submission in bytes.
+    pub command_bytes_max: usize,
+    /// A batch takes no further submission beyond this many bytes.
+    pub batch_bytes_max: usize,
+    /// Bytes of the ring that each peer may write into; at least twice `command_bytes_max` is wise.
+    pub ring_bytes: usize,
+    /// Slots in flight.
+    pub window_slots_max: u64,
+    /// Payload bytes in flight.
+    pub window_bytes_max: usize,
+    /// Payload bytes of applied entries kept in memory for followers.
+    pub cache_bytes_max: usize,
+    /// How long the thread spins after its last work before it sleeps.
+    pub spin: Duration,
+    /// A random number: names this life's session and seeds the election timers.
+    pub seed: u64,
+}
+
+/// Submissions of up to 8 MiB of value, with room for keys and framing.
+const COMMAND_BYTES_MAX: usize = (8 << 20) + (256 << 10);
+
+impl NodeOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new(node: NodeId, members: Vec<NodeId>, seed: u64) -> Self {
+        Self {
+            node,
+            members,
+            heartbeat_interval: Duration::from_millis(25),
+            election_timeout_min: Duration::from_millis(200),
+            election_timeout_max: Duration::from_millis(400),
+            request_timeout: Duration::from_secs(5),
+            command_bytes_max: COMMAND_BYTES_MAX,
+            batch_bytes_max: 1 << 20,
+            ring_bytes: 16 << 20,
+            window_slots_max: 8192,
+            window_bytes_max: 64 << 20,
+            cache_bytes_max: 64 << 20,
+            spin: Duration::from_micros(20),
+            seed,
+        }
+    }
+
+    /// Checks that the numbers go together.
+    ///
+    /// # Errors
+    /// A sentence that names the option and what it must be.
+    pub fn check(&self) -> Result<(), String> {
+        if self.node == NodeId(0) || !self.members.contains(&self.node) {
+            return Err(format!("replica {} is not among the members", self.node));
+        }
+        if self.heartbeat_interval.is_zero()
+            || self.election_timeout_min < self.heartbeat_interval * 3
+        {
+            return Err("the election time-out must be at least three heartbeats".into());
+        }
+        if self.election_timeout_max <= self.election_timeout_min {
+            return Err("election_timeout_max must be above election_timeout_min".into());
+        }
+        if !self.ring_bytes.is_multiple_of(64) || self.ring_bytes < self.command_bytes_max + 4096 {
+            return Err(format!(
+                "ring_bytes must be a multiple of 64 and hold the largest command: at least {}",
+                (self.command_bytes_max + 4096).next_multiple_of(64)
+            ));
+        }
+        if self.batch_bytes_max == 0 || self.window_slots_max == 0 || self.window_bytes_max == 0 {
+            return Err("batches and windows must hold something".into());
+        }
+        Ok(())
+    }
+}
+
+/// A duration as the core counts it.
+pub(crate) fn nanos(duration: Duration) -> Nanos {
+    Nanos(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,143 @@
+//! What a replica tells about itself: a snapshot for operators, metrics and tests.
+
+use hdrhistogram::Histogram;
+use quorate_consensus::{Ballot, NodeId, RoleName, Slot};
+use quorate_pmem_log::{Durability, LogStatistics, MediumKind};
+use quorate_transport::LinkStatus;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A replica at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Which replica.
+    pub node: NodeId,
+    /// The cluster's number; none while the cluster is not founded.
+    pub cluster: Option<u64>,
+    /// What it is.
+    pub role: RoleName,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// Under which ballot.
+    pub ballot: Ballot,
+    /// Everything up to it is known chosen here.
+    pub commit_slot: Slot,
+    /// The state machine has seen everything up to it.
+    pub applied_slot: Slot,
+    /// The newest slot that anything was accepted for.
+    pub last_slot: Slot,
+    /// The fingerprint of the state machine at `applied_slot`.
+    pub digest: u64,
+    /// Whether its votes count.
+    pub votes: bool,
+    /// What keeps the log.
+    pub medium: MediumKind,
+    /// What an acknowledged write survives at this replica.
+    pub durability: Durability,
+    /// One line for the operator: what is wrong and what to do; empty when all is well.
+    pub trouble: String,
+    /// The other replicas.
+    pub peers: Vec<PeerStatus>,
+    /// Requests of clients that wait.
+    pub waiting_requests: usize,
+    /// Commands under way: proposed or forwarded, and not yet applied here.
+    pub commands_in_flight: usize,
+    /// Payload bytes of the log held in memory.
+    pub window_bytes: usize,
+    /// Counters since the start.
+    pub counters: Counters,
+    /// The log's counters.
+    pub log: LogStatistics,
+    /// How long what took.
+    pub latencies: Latencies,
+}
+
+/// A peer, seen from a replica.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// Which replica.
+    pub node: NodeId,
+    /// The link to it.
+    pub link: LinkStatus,
+    /// Milliseconds since it was last heard; none if never.
+    pub heard_ms_ago: Option<u64>,
+    /// What it knows chosen.
+    pub commit_slot: Slot,
+    /// What its state machine has seen.
+    pub applied_slot: Slot,
+    /// Slots that it still has to vote for, as its leader sees it; none unless this replica leads.
+    pub lag: Option<u64>,
+    /// Whether its votes count.
+    pub votes: bool,
+    /// Whether its log failed.
+    pub poisoned: bool,
+}
+
+/// Counters since the replica's thread started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Commands applied by the state machine.
+    pub commands_applied: u64,
+    /// Commands that were applied before and got their first outcome again.
+    pub duplicates: u64,
+    /// Groups rejected because something before them was lost on the way.
+    pub gaps: u64,
+    /// Batches proposed as leader.
+    pub batches_proposed: u64,
+    /// Commands in them.
+    pub commands_proposed: u64,
+    /// Linearizable reads answered.
+    pub reads: u64,
+    /// Stale reads answered.
+    pub stale_reads: u64,
+    /// Requests that got an error.
+    pub failures: u64,
+    /// Times that this replica became leader.
+    pub leaderships: u64,
+    /// Times that the known leader changed.
+    pub leader_changes: u64,
+    /// Turns of the loop.
+    pub steps: u64,
+    /// Times that the thread slept.
+    pub parks: u64,
+}
+
+/// Histograms, in microseconds.
+#[derive(Clone, Debug)]
+pub struct Latencies {
+    /// From a client's submission here to its reply.
+    pub request: Histogram<u64>,
+    /// From a batch's proposal to its commit, as leader.
+    pub commit: Histogram<u64>,
+    /// Commands in a batch (no time).
+    pub batch: Histogram<u64>,
+    /// A flush of the log.
+    pub flush: Histogram<u64>,
+}
+
+impl Latencies {
+    pub(crate) fn new() -> Self {
+        let histogram = || {
+            // One microsecond to one hour at two digits: 20 KiB each, never growing.
+            Histogram::new_with_max(3_600_000_000, 2).expect("the bounds are legal constants")
+        };
+        Self { request: histogram(), commit: histogram(), batch: histogram(), flush: histogram() }
+    }
+}
+
+/// The newest status; written by the replica's thread a few times a second.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedStatus(Arc<Mutex<Status>>);
+
+impl SharedStatus {
+    pub(crate) fn new(status: Status) -> Self {
+        Self(Arc::new(Mutex::new(status)))
+    }
+
+    pub(crate) fn get(&self) -> Status {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, status: Status) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}

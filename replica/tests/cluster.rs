@@ -1,0 +1,157 @@
+//! Three replicas in one process, over the in-memory transport: the loop and the core together.
+
+use bytes::BytesMut;
+use quorate_consensus::{Incarnation, NodeId, RoleName};
+use quorate_pmem_log::{Log, LogOptions, MediumKind};
+use quorate_replica::{Consistency, Context, Handle, Node, NodeOptions, Runner, StateMachine};
+use quorate_transport::Transport;
+use quorate_transport::memory::MemoryNetwork;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Appends each command to a list; a query gives the list.
+#[derive(Default)]
+struct Appender(Vec<u8>);
+
+impl StateMachine for Appender {
+    fn apply(&mut self, _: &Context, command: &[u8], reply: &mut BytesMut) {
+        self.0.extend_from_slice(command);
+        self.0.push(b' ');
+        reply.extend_from_slice(self.0.len().to_string().as_bytes());
+    }
+
+    fn query(&self, _: &Context, _: &[u8], reply: &mut BytesMut) {
+        reply.extend_from_slice(&self.0);
+    }
+}
+
+/// Sessions of two lives of a replica must differ, as in production.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+fn members() -> Vec<NodeId> {
+    (1..=3).map(NodeId).collect()
+}
+
+fn start(network: &MemoryNetwork, node: u16, medium: MediumKind, directory: &Path) -> Runner {
+    let peers: Vec<NodeId> = members().into_iter().filter(|peer| peer.0 != node).collect();
+    let transport = network.endpoint(NodeId(node), &peers);
+    let waker = transport.waker();
+    let options = LogOptions {
+        directory: directory.join(node.to_string()),
+        medium,
+        node: NodeId(node),
+        segment_bytes: 16 << 20,
+    };
+    let incarnation = Incarnation(1000 + u64::from(node));
+    let (log, recovered) =
+        Log::open(&options, incarnation, Arc::new(move || waker.wake())).unwrap();
+    let mut options = NodeOptions::new(NodeId(node), members(), random());
+    options.ring_bytes = 1 << 20;
+    options.command_bytes_max = 512 << 10;
+    let machine = Box::new(Appender::default());
+    let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
+    Runner::start(node, Duration::ZERO).unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn leader(replicas: &[Runner]) -> Option<usize> {
+    replicas.iter().position(|replica| replica.handle().status().role == RoleName::Leader)
+}
+
+fn read(handle: &Handle) -> String {
+    let bytes = handle.query(b"", Consistency::Linearizable).wait().unwrap();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn commands_from_every_replica_are_applied_everywhere_in_one_order() {
+    let network = MemoryNetwork::new(1);
+    let directory = tempfile::tempdir().unwrap();
+    let replicas: Vec<_> =
+        (1..=3).map(|node| start(&network, node, MediumKind::Memory, directory.path())).collect();
+    for (index, replica) in replicas.iter().cycle().take(30).enumerate() {
+        replica.handle().propose(format!("c{index}").as_bytes()).wait().unwrap();
+    }
+    let lists: Vec<_> = replicas.iter().map(|replica| read(&replica.handle())).collect();
+    let expected: String = (0..30).map(|index| format!("c{index} ")).collect();
+    for list in lists {
+        assert_eq!(list, expected);
+    }
+}
+
+#[test]
+fn the_leader_stops_and_the_others_go_on() {
+    let network = MemoryNetwork::new(2);
+    let directory = tempfile::tempdir().unwrap();
+    let mut replicas: Vec<_> =
+        (1..=3).map(|node| start(&network, node, MediumKind::Memory, directory.path())).collect();
+    replicas[0].handle().propose(b"before").wait().unwrap();
+    until("a leader", || leader(&replicas).is_some());
+    let mut stopped = replicas.remove(leader(&replicas).unwrap());
+    stopped.stop();
+    replicas[0].handle().propose(b"after").wait().unwrap();
+    assert_eq!(read(&replicas[1].handle()), "before after ");
+}
+
+#[test]
+fn all_stop_and_come_back_with_what_was_acknowledged() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for medium in [MediumKind::Emulated, MediumKind::File] {
+        let directory = directory.path().join(medium.to_string());
+        for round in 0..3 {
+            let network = MemoryNetwork::new(3 + round);
+            let replicas: Vec<_> =
+                (1..=3).map(|node| start(&network, node, medium, &directory)).collect();
+            let handle = replicas[1].handle();
+            handle.propose(format!("r{round}").as_bytes()).wait().unwrap();
+            let expected: String = (0..=round).map(|round| format!("r{round} ")).collect();
+            for replica in &replicas {
+                assert_eq!(read(&replica.handle()), expected, "{medium}, round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replica_that_lost_its_memory_follows_and_does_not_vote() {
+    let network = MemoryNetwork::new(9);
+    let directory = tempfile::tempdir().unwrap();
+    let mut replicas: Vec<_> =
+        (1..=3).map(|node| start(&network, node, MediumKind::Memory, directory.path())).collect();
+    replicas[0].handle().propose(b"before").wait().unwrap();
+    until("a leader", || leader(&replicas).is_some());
+    let follower = (leader(&replicas).unwrap() + 1) % 3;
+    let node = replicas[follower].handle().status().node;
+    replicas[follower].stop();
+    let peers: Vec<NodeId> = members().into_iter().filter(|peer| *peer != node).collect();
+    let transport = network.endpoint(node, &peers);
+    let options = LogOptions {
+        directory: "".into(),
+        medium: MediumKind::Memory,
+        node,
+        segment_bytes: 1 << 20,
+    };
+    let (log, recovered) = Log::open(&options, Incarnation(77), Arc::new(|| {})).unwrap();
+    let mut options = NodeOptions::new(node, members(), random());
+    options.ring_bytes = 1 << 20;
+    options.command_bytes_max = 512 << 10;
+    let machine = Box::new(Appender::default());
+    let again = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
+    replicas[follower] = Runner::start(again, Duration::ZERO).unwrap();
+    let handle = replicas[follower].handle();
+    assert_eq!(read(&handle), "before ");
+    until("the status tells", || handle.status().role == RoleName::Learner);
+    assert!(!handle.status().votes);
+    assert!(handle.status().trouble.contains("does not vote"), "{}", handle.status().trouble);
+}
