@@ -1,2 +1,42 @@
-//! Being built.
-fn main() {}
+//! Commands for contributors: `cargo xtask <command>`.
+//!
+//! - `deps`: licences, banned crates, sources, duplicates, and `docs/dependencies.md`.
+//! - `tidy`: habits of this repository that no compiler checks.
+//! - `no-io`: the proof that no I/O is reachable from `consensus`.
+//!
+//! Each prints its faults with file and line, then one line with what it checked, and fails when
+//! there is a fault. Policies are constants at the top of each module.
+
+#![forbid(unsafe_code)]
+
+mod dependencies;
+mod licence;
+mod no_io;
+mod report;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use report::Report;
+
+const USAGE: &str = "usage: cargo xtask <deps|tidy|no-io>";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.as_slice() {
+        [command] if command == "deps" => dependencies::run(),
+
+        [command] if command == "tidy" => tidy::run(),
+        [command] if command == "no-io" => no_io::run(),
+        _ => Err(USAGE.to_owned()),
+    };
+    match result.map(Report::finish) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
