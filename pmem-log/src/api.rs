@@ -130,8 +130,11 @@ pub enum End {
 pub struct Recovered {
     /// Whose log it is.
     pub identity: Identity,
-    /// The highest ballot promised, [`Ballot::ZERO`] for none.
+    /// The highest ballot promised or accepted, [`Ballot::ZERO`] for none.
     pub promised: Ballot,
+    /// Whether `promised` is certainly all: false if the log ends in damage, where a higher promise
+    /// may have stood. Damage elsewhere loses none, since every record restates the promise.
+    pub promise_certain: bool,
     /// The highest slot that the log says is chosen.
     pub commit_slot: Slot,
     /// The lowest slot kept, or the one after `last_slot` if none is.
@@ -154,7 +157,8 @@ pub struct Damage {
     pub offset: u64,
     /// How many bytes.
     pub length: u64,
-    /// The slots that may have stood there, first and last inclusive, as far as the neighbours tell.
+    /// The slots whose newest entries may have stood there, first and last inclusive, as far as the
+    /// neighbours tell; `None` if they do not: any slot may be concerned.
     pub slots: Option<(Slot, Slot)>,
     /// What is wrong.
     pub what: String,

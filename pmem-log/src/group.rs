@@ -1,0 +1,401 @@
+//! Group commit: what was staged while the last sync ran goes with the next one.
+//!
+//! Two [`Group`]s take turns: the log's thread fills one while the sync thread writes and syncs
+//! the other. A group is shared by `Arc`, so that entries in flight can be read; the sync thread
+//! drops its share before it reports, and the log's thread then has it to itself again.
+
+use crate::Lsn;
+use crate::error::is_full;
+use crate::medium::Area;
+use crate::segments::{Keeper, Retired};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The most bytes staged before `append` says that the log is full. One more record fits above it,
+/// so that the largest value always finds room.
+pub(crate) const STAGED_BYTES_MAX: usize = 16 << 20;
+/// How long a full disk is left alone before the next try.
+const FULL_RETRY: Duration = Duration::from_millis(20);
+
+/// Called by the sync thread when a sync has finished.
+pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// Records on their way to the medium.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    bytes: Vec<u8>,
+    /// In the order of the log. Each is persisted before the next is written.
+    pieces: Vec<Piece>,
+    /// The last record in it.
+    pub(crate) lsn: Lsn,
+    /// The exact end of it.
+    pub(crate) end: u64,
+}
+
+/// A batch within one segment.
+#[derive(Debug)]
+struct Piece {
+    segment: u64,
+    previous_end: u64,
+    offset: u64,
+    /// Where in [`Group::bytes`].
+    from: usize,
+    to: usize,
+}
+
+impl Group {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.pieces.clear();
+    }
+
+    /// Begins a batch.
+    pub(crate) fn begin(&mut self, segment: u64, previous_end: u64, offset: u64) {
+        let from = self.bytes.len();
+        self.pieces.push(Piece { segment, previous_end, offset, from, to: from });
+    }
+
+    /// Adds to the batch begun last.
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        if let Some(piece) = self.pieces.last_mut() {
+            piece.to = self.bytes.len();
+        }
+    }
+
+    /// Fills the batch begun last with zeros to a multiple of `alignment`; returns how many.
+    pub(crate) fn pad(&mut self, alignment: u64) -> u64 {
+        let Some(piece) = self.pieces.last_mut() else { return 0 };
+        let length = piece.to - piece.from;
+        let padded = length.next_multiple_of(alignment as usize);
+        self.bytes.resize(piece.from + padded, 0);
+        piece.to = self.bytes.len();
+        (padded - length) as u64
+    }
+
+    /// The bytes from `offset` of a segment, if they are in here.
+    pub(crate) fn slice(&self, segment: u64, offset: u64, length: usize) -> Option<&[u8]> {
+        let mut pieces = self.pieces.iter().rev();
+        let piece = pieces.find(|piece| piece.segment == segment && piece.offset <= offset)?;
+        let from = piece.from + usize::try_from(offset - piece.offset).ok()?;
+        (from + length <= piece.to).then(|| &self.bytes[from..from + length])
+    }
+}
+
+/// How a group fared.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Segments made on the way.
+    pub(crate) made: Vec<(u64, Arc<dyn Area>)>,
+    pub(crate) syncs: u64,
+    pub(crate) nanos: u64,
+    pub(crate) result: Result<(), Failure>,
+}
+
+/// Why a group, or a chore, did not finish.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// There was no room, and nothing is lost: it can be tried again.
+    Full(Arc<str>),
+    /// The device failed.
+    Fatal(Arc<str>),
+}
+
+impl Failure {
+    /// A failed write: want of space passes, anything else does not.
+    pub(crate) fn of_write(error: &io::Error) -> Self {
+        if is_full(error) { Self::Full(error.to_string().into()) } else { Self::of_sync(error) }
+    }
+
+    /// A failed sync: what it was to make durable may be anywhere, whatever the reason was.
+    pub(crate) fn of_sync(error: &io::Error) -> Self {
+        Self::Fatal(error.to_string().into())
+    }
+}
+
+/// The log's end of the sync thread.
+pub(crate) struct SyncThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    /// When a group met a full disk: it waits here for the next try.
+    waiting: Option<(Arc<Group>, Instant, Arc<str>)>,
+    in_flight: Option<Arc<Group>>,
+}
+
+impl fmt::Debug for SyncThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncThread")
+            .field("in_flight", &self.in_flight.is_some())
+            .field("waiting", &self.waiting.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    desk: Mutex<Desk>,
+    changed: Condvar,
+    /// Whether an outcome lies on the desk: polled without the lock.
+    done: AtomicBool,
+}
+
+#[derive(Default)]
+struct Desk {
+    job: Option<Arc<Group>>,
+    outcome: Option<Outcome>,
+    /// Segments to retire; at most as many as there are.
+    chores: VecDeque<(u64, Vec<Retired>)>,
+    chore_failure: Option<Arc<str>>,
+    stop: bool,
+}
+
+impl Shared {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        // The desk is whole between any two statements of whoever held it.
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SyncThread {
+    /// `current` is the segment in which the log goes on.
+    pub(crate) fn start(
+        keeper: Arc<Keeper>,
+        current: (u64, Arc<dyn Area>),
+        wake: Wake,
+    ) -> io::Result<Self> {
+        let desk = Mutex::new(Desk::default());
+        let done = AtomicBool::new(false);
+        let shared = Arc::new(Shared { desk, changed: Condvar::new(), done });
+        let worker = Worker { shared: Arc::clone(&shared), keeper, current, wake, finished: 0 };
+        let thread =
+            thread::Builder::new().name("quorate-sync".to_owned()).spawn(move || worker.run())?;
+        Ok(Self { shared, thread: Some(thread), waiting: None, in_flight: None })
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.is_none() && self.waiting.is_none()
+    }
+
+    /// The group that is not staged any more and not durable yet.
+    pub(crate) fn unfinished(&self) -> Option<&Arc<Group>> {
+        self.in_flight.as_ref().or_else(|| self.waiting.as_ref().map(|(group, ..)| group))
+    }
+
+    /// What ran out, if the group could not be written.
+    pub(crate) fn full(&self) -> Option<Arc<str>> {
+        self.waiting.as_ref().map(|(.., what)| Arc::clone(what))
+    }
+
+    /// Hands a group over. Only when idle.
+    pub(crate) fn submit(&mut self, group: Arc<Group>) {
+        assert!(self.in_flight.is_none(), "one group at a time is in flight");
+        self.in_flight = Some(Arc::clone(&group));
+        self.shared.desk().job = Some(group);
+        self.shared.changed.notify_all();
+    }
+
+    /// Retires segments when there is time.
+    pub(crate) fn retire(&self, first_segment: u64, retired: Vec<Retired>) {
+        self.shared.desk().chores.push_back((first_segment, retired));
+        self.shared.changed.notify_all();
+    }
+
+    /// Takes the outcome of the group in flight, if there is one. The group comes back if it
+    /// finished; if the medium was full, it is tried again after a while.
+    pub(crate) fn poll(&mut self) -> Option<(Outcome, Option<Arc<Group>>)> {
+        if self.waiting.as_ref().is_some_and(|(_, since, _)| since.elapsed() >= FULL_RETRY)
+            && let Some((group, ..)) = self.waiting.take()
+        {
+            self.submit(group);
+        }
+        if !self.shared.done.load(Ordering::Acquire) {
+            return None;
+        }
+        let outcome = {
+            let mut desk = self.shared.desk();
+            self.shared.done.store(false, Ordering::Release);
+            desk.outcome.take()?
+        };
+        let group = self.in_flight.take()?;
+        if let Err(Failure::Full(what)) = &outcome.result {
+            self.waiting = Some((group, Instant::now(), Arc::clone(what)));
+            return Some((outcome, None));
+        }
+        Some((outcome, Some(group)))
+    }
+
+    /// The first failure of a chore.
+    pub(crate) fn chore_failure(&self) -> Option<Arc<str>> {
+        self.shared.desk().chore_failure.clone()
+    }
+
+    /// Blocks until the group in flight has an outcome.
+    pub(crate) fn wait(&self) {
+        let mut desk = self.shared.desk();
+        while self.in_flight.is_some() && desk.outcome.is_none() && !desk.stop {
+            desk = self.shared.changed.wait(desk).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the thread after the group in flight and all chores.
+    pub(crate) fn stop(&mut self) {
+        self.shared.desk().stop = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the sync thread of the log died");
+        }
+    }
+}
+
+impl Drop for SyncThread {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The sync thread itself.
+struct Worker {
+    shared: Arc<Shared>,
+    keeper: Arc<Keeper>,
+    /// The segment written last.
+    current: (u64, Arc<dyn Area>),
+    wake: Wake,
+    /// How many pieces of the group at hand are durable: a full disk interrupts between two.
+    finished: usize,
+}
+
+enum Work {
+    Group(Arc<Group>),
+    Chore(u64, Vec<Retired>),
+    Prepare,
+    Stop,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut prepare = true;
+        loop {
+            match self.next(prepare) {
+                Work::Stop => return,
+                Work::Chore(first_segment, retired) => self.chore(first_segment, &retired),
+                Work::Prepare => prepare = self.prepare(),
+                Work::Group(group) => {
+                    let before = self.current.0;
+                    let outcome = self.group(&group);
+                    let fatal = matches!(outcome.result, Err(Failure::Fatal(_)));
+                    drop(group);
+                    self.report(outcome);
+                    if fatal {
+                        return;
+                    }
+                    prepare |= self.current.0 != before;
+                    // A step a group, so that steady work does not keep it from being ready.
+                    prepare = prepare && self.prepare();
+                }
+            }
+        }
+    }
+
+    fn next(&self, prepare: bool) -> Work {
+        let mut desk = self.shared.desk();
+        loop {
+            if let Some(group) = desk.job.take() {
+                return Work::Group(group);
+            }
+            if let Some((first_segment, retired)) = desk.chores.pop_front() {
+                return Work::Chore(first_segment, retired);
+            }
+            if desk.stop {
+                return Work::Stop;
+            }
+            if prepare {
+                return Work::Prepare;
+            }
+            desk = self.shared.changed.wait(desk).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// One step towards the next segment; returns whether to go on. A failure here is met again,
+    /// and told, when the segment is needed.
+    fn prepare(&self) -> bool {
+        self.keeper.prepare().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot prepare the next segment of the log");
+            false
+        })
+    }
+
+    fn chore(&self, first_segment: u64, retired: &[Retired]) {
+        if let Err(error) = self.keeper.retire(first_segment, retired) {
+            tracing::error!(%error, "cannot retire segments of the log");
+            self.shared.desk().chore_failure.get_or_insert_with(|| error.to_string().into());
+            (self.wake)();
+        }
+    }
+
+    fn group(&mut self, group: &Group) -> Outcome {
+        let begin = Instant::now();
+        let mut made = Vec::new();
+        let first = self.finished;
+        let result = self.pieces(group, &mut made);
+        let syncs = (self.finished - first) as u64;
+        if result.is_ok() {
+            self.finished = 0;
+        }
+        let nanos = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Outcome { made, syncs, nanos, result }
+    }
+
+    fn pieces(
+        &mut self,
+        group: &Group,
+        made: &mut Vec<(u64, Arc<dyn Area>)>,
+    ) -> Result<(), Failure> {
+        for piece in &group.pieces[self.finished..] {
+            if piece.segment != self.current.0 {
+                let area = self.keeper.make(piece.segment, piece.previous_end);
+                let area = area.map_err(|error| Failure::of_write(&error))?;
+                made.push((piece.segment, Arc::clone(&area)));
+                self.current = (piece.segment, area);
+            }
+            let bytes = &group.bytes[piece.from..piece.to];
+            let area = &self.current.1;
+            area.write(piece.offset, bytes).map_err(|error| Failure::of_write(&error))?;
+            let synced = area.persist(piece.offset, bytes.len() as u64);
+            synced.map_err(|error| Failure::of_sync(&error))?;
+            self.finished += 1;
+        }
+        Ok(())
+    }
+
+    /// Lays the outcome on the desk and wakes whoever waits for it.
+    fn report(&self, outcome: Outcome) {
+        self.shared.desk().outcome = Some(outcome);
+        self.shared.done.store(true, Ordering::Release);
+        self.shared.changed.notify_all();
+        (self.wake)();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Nobody would ever finish the group in flight: say so instead of letting it hang.
+            let result = Err(Failure::Fatal("the sync thread died".into()));
+            self.report(Outcome { made: Vec::new(), syncs: 0, nanos: 0, result });
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The superblock: whose log this is and where its durable part ended when it was last written.
+//!
+//! It is the only thing in a log that is ever overwritten, so it is kept twice, in two copies of
+//! [`COPY_BYTES`] in one area. A change writes and persists the first, then the second: at any
+//! moment one of them is whole, and at rest either alone is enough.
+
+use crate::api::MediumKind;
+use crate::error::OpenError;
+use crate::format::{FORMAT_VERSION, u32_at, u64_at};
+use crate::medium::{Area, Medium};
+use bytes::Bytes;
+use quorate_consensus::{Incarnation, NodeId};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The name of the area.
+pub(crate) const NAME: &str = "superblock";
+/// The name while it is being made; means nothing after a crash.
+pub(crate) const NAME_UNFINISHED: &str = "superblock.new";
+/// The size of one of the two copies.
+const COPY_BYTES: usize = 32 << 10;
+const COPIES: u64 = 2;
+/// Where the genesis document begins in a copy.
+const GENESIS_OFFSET: usize = 128;
+/// The largest genesis document.
+pub(crate) const GENESIS_BYTES_MAX: usize = COPY_BYTES - GENESIS_OFFSET;
+
+const MAGIC: [u8; 8] = *b"QUORLOG\0";
+
+/// What the superblock says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Superblock {
+    /// Grows with each writing; the newer copy wins.
+    pub(crate) generation: u64,
+    pub(crate) node: NodeId,
+    pub(crate) kind: MediumKind,
+    pub(crate) alignment: u64,
+    pub(crate) segment_bytes: u64,
+    pub(crate) incarnation: Incarnation,
+    /// The number of the last opening.
+    pub(crate) epoch: u32,
+    /// Where the log ended when that opening began: no older record counts from here on.
+    pub(crate) opened_at: u64,
+    /// All below was durable when this was written.
+    pub(crate) durable: u64,
+    /// Segments with lower numbers were trimmed.
+    pub(crate) first_segment: u64,
+    pub(crate) genesis: Option<Bytes>,
+}
+
+/// Why a copy is not taken.
+#[derive(PartialEq, Eq, Debug)]
+enum Unreadable {
+    Damaged,
+    Version(u32),
+}
+
+impl Superblock {
+    fn encode(&self) -> Vec<u8> {
+        let genesis = self.genesis.as_deref().unwrap_or_default();
+        let mut bytes = vec![0; GENESIS_OFFSET + genesis.len()];
+        bytes[0..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[24..26].copy_from_slice(&self.node.0.to_le_bytes());
+        bytes[26] = match self.kind {
+            MediumKind::File => 1,
+            MediumKind::Emulated => 2,
+            MediumKind::Memory => 3,
+        };
+        bytes[27] = u8::from(self.genesis.is_some());
+        bytes[28..32].copy_from_slice(&(self.alignment as u32).to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.incarnation.0.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.segment_bytes.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.durable.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.opened_at.to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.first_segment.to_le_bytes());
+        bytes[72..76].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[76..80].copy_from_slice(&(genesis.len() as u32).to_le_bytes());
+        bytes[GENESIS_OFFSET..].copy_from_slice(genesis);
+        let checksum = crc32c::crc32c(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        if bytes.len() < GENESIS_OFFSET || bytes[0..8] != MAGIC {
+            return Err(Unreadable::Damaged);
+        }
+        let genesis_bytes = u32_at(bytes, 76) as usize;
+        let used = bytes.get(16..GENESIS_OFFSET + genesis_bytes.min(GENESIS_BYTES_MAX));
+        let whole = used.is_some_and(|used| crc32c::crc32c(used) == u32_at(bytes, 12));
+        let version = u32_at(bytes, 8);
+        // The magic number, the version and this checksum stay where they are in every version. A
+        // version that fails the checksum is believed too, if it is near: a later layout may have
+        // its length elsewhere.
+        if version != FORMAT_VERSION && (whole || version.abs_diff(FORMAT_VERSION) < 1000) {
+            return Err(Unreadable::Version(version));
+        }
+        if !whole {
+            return Err(Unreadable::Damaged);
+        }
+        let kind = match bytes[26] {
+            1 => MediumKind::File,
+            2 => MediumKind::Emulated,
+            3 => MediumKind::Memory,
+            _ => return Err(Unreadable::Damaged),
+        };
+        let genesis = &bytes[GENESIS_OFFSET..GENESIS_OFFSET + genesis_bytes.min(GENESIS_BYTES_MAX)];
+        Ok(Self {
+            generation: u64_at(bytes, 16),
+            node: NodeId(u16::from_le_bytes([bytes[24], bytes[25]])),
+            kind,
+            alignment: u64::from(u32_at(bytes, 28)),
+            segment_bytes: u64_at(bytes, 40),
+            incarnation: Incarnation(u64_at(bytes, 32)),
+            epoch: u32_at(bytes, 72),
+            opened_at: u64_at(bytes, 56),
+            durable: u64_at(bytes, 48),
+            first_segment: u64_at(bytes, 64),
+            genesis: (bytes[27] == 1).then(|| Bytes::copy_from_slice(genesis)),
+        })
+    }
+}
+
+/// The superblock and where it is kept.
+#[derive(Debug)]
+pub(crate) struct SuperblockStore {
+    area: Arc<dyn Area>,
+    pub(crate) current: Superblock,
+}
+
+impl SuperblockStore {
+    /// Writes the first superblock of a log. It appears under its name only when it is whole.
+    pub(crate) fn create(medium: &dyn Medium, superblock: Superblock) -> io::Result<Self> {
+        let area = medium.create(NAME_UNFINISHED, COPY_BYTES as u64 * COPIES)?;
+        let mut store = Self { area, current: superblock };
+        store.write()?;
+        medium.rename(NAME_UNFINISHED, NAME)?;
+        Ok(store)
+    }
+
+    /// Reads it; the newer of two whole copies wins.
+    pub(crate) fn open(medium: &dyn Medium) -> Result<Self, OpenError> {
+        let path = medium.path(NAME);
+        let refused = |source| OpenError::Io { action: "read", path: path.clone(), source };
+        let area = medium.open(NAME).map_err(refused)?;
+        let mut newest: Option<Superblock> = None;
+        let mut version = None;
+        for copy in 0..COPIES {
+            let start = copy * COPY_BYTES as u64;
+            let length = area.bytes().saturating_sub(start).min(COPY_BYTES as u64);
+            let mut bytes = vec![0; length as usize];
+            area.read(start, &mut bytes).map_err(refused)?;
+            match Superblock::decode(&bytes) {
+                Ok(found) if newest.as_ref().is_none_or(|n| n.generation < found.generation) => {
+                    newest = Some(found);
+                }
+                Ok(_) | Err(Unreadable::Damaged) => {}
+                Err(Unreadable::Version(found)) => version = Some(found),
+            }
+        }
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        match (newest, version) {
+            (Some(current), _) => Ok(Self { area, current }),
+            (None, Some(found)) => {
+                Err(OpenError::UnknownVersion { directory, found, readable: FORMAT_VERSION })
+            }
+            (None, None) => Err(OpenError::SuperblockDamaged {
+                path: path.clone(),
+                what: "neither copy of the superblock is whole",
+            }),
+        }
+    }
+
+    /// Makes `current` durable: one copy after the other.
+    pub(crate) fn write(&mut self) -> io::Result<()> {
+        self.current.generation += 1;
+        let bytes = self.current.encode();
+        for copy in 0..COPIES {
+            let start = copy * COPY_BYTES as u64;
+            self.area.write(start, &bytes)?;
+            self.area.persist(start, bytes.len() as u64)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::medium::MappedMedium;
+
+    fn superblock() -> Superblock {
+        Superblock {
+            generation: 4,
+            node: NodeId(3),
+            kind: MediumKind::Memory,
+            alignment: 8,
+            segment_bytes: 1 << 20,
+            incarnation: Incarnation(0x1234_5678_9abc_def0),
+            epoch: 7,
+            opened_at: 5_000_000,
+            durable: 6_000_000,
+            first_segment: 4,
+            genesis: Some(Bytes::from_static(b"founded by three")),
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let whole = superblock().encode();
+        assert_eq!(Superblock::decode(&whole), Ok(superblock()));
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Superblock::decode(&bytes).is_err(), "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            assert!(Superblock::decode(&whole[..length]).is_err(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn one_damaged_copy_is_survived_and_two_are_refused() {
+        let medium = MappedMedium::memory();
+        let mut store = SuperblockStore::create(&medium, superblock()).unwrap();
+        store.current.durable += 1;
+        store.write().unwrap();
+        let expected = store.current.clone();
+        let area = medium.open(NAME).unwrap();
+        for copy in 0..COPIES {
+            let mut saved = [0; 8];
+            area.read(copy * COPY_BYTES as u64 + 48, &mut saved).unwrap();
+            area.write(copy * COPY_BYTES as u64 + 48, &[0xff; 8]).unwrap();
+            assert_eq!(SuperblockStore::open(&medium).unwrap().current, expected);
+            area.write(copy * COPY_BYTES as u64 + 48, &saved).unwrap();
+        }
+        area.write(48, &[0xff; 8]).unwrap();
+        area.write(COPY_BYTES as u64 + 48, &[0xff; 8]).unwrap();
+        let refused = SuperblockStore::open(&medium).unwrap_err();
+        assert!(matches!(refused, OpenError::SuperblockDamaged { .. }), "{refused}");
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let medium = MappedMedium::memory();
+        let _store = SuperblockStore::create(&medium, superblock()).unwrap();
+        let area = medium.open(NAME).unwrap();
+        for copy in 0..COPIES {
+            let mut word = [0; 8];
+            area.read(copy * COPY_BYTES as u64 + 8, &mut word).unwrap();
+            word[0] = 9;
+            area.write(copy * COPY_BYTES as u64 + 8, &word).unwrap();
+        }
+        let refused = SuperblockStore::open(&medium).unwrap_err();
+        assert!(matches!(refused, OpenError::UnknownVersion { found: 9, .. }), "{refused}");
+    }
+}

@@ -1,0 +1,265 @@
+//! One suite for every medium: the three of the product and the simulated ones.
+
+mod support;
+
+use quorate_consensus::{Incarnation, NodeId, Slot};
+use quorate_pmem_log::{
+    End, Log, LogError, LogOptions, Lsn, MappedMedium, Medium, MediumKind, OpenError, Record,
+    Recovered, open_medium,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+use support::*;
+use tempfile::TempDir;
+
+/// A place where a log can be opened again and again.
+enum Place {
+    Directory(TempDir, MediumKind),
+    Memory(Arc<MappedMedium>),
+    Simulated(Arc<SimMedium>),
+}
+
+impl Place {
+    fn all() -> Vec<Self> {
+        // The build's own directory is on a disk; the system's temporary one may not be.
+        let disk = || TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut places = vec![
+            Self::Directory(disk(), MediumKind::File),
+            Self::Directory(disk(), MediumKind::Emulated),
+            Self::Memory(Arc::new(MappedMedium::memory())),
+        ];
+        places.extend(PROFILES.map(|profile| Self::Simulated(SimMedium::new(profile))));
+        places
+    }
+
+    fn try_open(&self, node: NodeId) -> Result<(Log, Recovered), OpenError> {
+        let options = LogOptions { node, ..options() };
+        let medium: Arc<dyn Medium> = match self {
+            Self::Directory(directory, kind) => open_medium(*kind, directory.path())?,
+            Self::Memory(medium) => Arc::clone(medium) as _,
+            Self::Simulated(medium) => Arc::clone(medium) as _,
+        };
+        Log::open_on(medium, &options, FRESH, Arc::new(|| {}))
+    }
+
+    fn open(&self) -> (Log, Recovered) {
+        self.try_open(NODE).unwrap()
+    }
+}
+
+fn append_durably(log: &mut Log, record: Record, commit: u64) {
+    let lsn = log.append(&record, Slot(commit)).unwrap();
+    log.wait_durable(lsn).unwrap();
+}
+
+#[test]
+fn what_was_appended_is_read_before_the_flush_after_it_and_after_reopening() {
+    for place in Place::all() {
+        let (mut log, recovered) = place.open();
+        assert_eq!((recovered.first_slot, recovered.last_slot), (Slot(1), Slot::ZERO));
+        assert_eq!(recovered.identity.incarnation, FRESH);
+        let entries: Vec<_> = (1..=20).map(|slot| entry(slot, 7, slot as usize * 13)).collect();
+        log.append(&Record::Promise(ballot(7)), Slot::ZERO).unwrap();
+        for entry in &entries {
+            log.append(&Record::Entry(entry.clone()), entry.slot.previous()).unwrap();
+        }
+        assert_eq!(read_all(&log, 1), entries);
+        log.wait_durable(Lsn(21)).unwrap();
+        assert_eq!(log.durable().unwrap(), Lsn(21));
+        assert_eq!(read_all(&log, 5), entries[4..]);
+        drop(log);
+        let (log, recovered) = place.open();
+        assert_eq!((recovered.first_slot, recovered.last_slot), (Slot(1), Slot(20)));
+        assert_eq!((recovered.promised, recovered.commit_slot), (ballot(7), Slot(19)));
+        assert_eq!((recovered.end, recovered.damaged), (End::Clean, vec![]));
+        assert!(recovered.promise_certain);
+        assert_eq!(read_all(&log, 1), entries);
+    }
+}
+
+#[test]
+fn the_newest_record_of_a_slot_wins_also_after_reopening() {
+    for place in Place::all() {
+        let (mut log, _) = place.open();
+        for (slots, round) in [(1..=30, 1), (10..=20, 2), (15..=40, 3), (12..=12, 4)] {
+            for slot in slots {
+                log.append(&Record::Entry(entry(slot, round, 100)), Slot::ZERO).unwrap();
+            }
+            log.flush().unwrap();
+        }
+        log.wait_durable(log.appended()).unwrap();
+        let round = |slot| match slot {
+            12 => 4,
+            1..=9 => 1,
+            10..=14 => 2,
+            _ => 3,
+        };
+        let expected: Vec<_> = (1..=40).map(|slot| entry(slot, round(slot), 100)).collect();
+        assert_eq!(read_all(&log, 1), expected);
+        drop(log);
+        let (log, recovered) = place.open();
+        assert_eq!(read_all(&log, 1), expected);
+        assert_eq!(recovered.promised, ballot(4));
+    }
+}
+
+#[test]
+fn reading_stops_at_a_hole_and_at_the_limit_but_gives_at_least_one() {
+    for place in Place::all() {
+        let (mut log, _) = place.open();
+        for slot in (1..=5).chain(7..=9) {
+            log.append(&Record::Entry(entry(slot, 1, 100)), Slot::ZERO).unwrap();
+        }
+        let read = |first, limit| {
+            let mut out = Vec::new();
+            log.read(Slot(first), limit, &mut out).unwrap();
+            out.iter().map(|entry| entry.slot.0).collect::<Vec<_>>()
+        };
+        assert_eq!(read(1, usize::MAX), [1, 2, 3, 4, 5]);
+        assert_eq!(read(6, usize::MAX), [0; 0]);
+        assert_eq!(read(7, 0), [7]);
+        assert_eq!(read(1, 299), [1, 2]);
+        assert_eq!(read(1, 300), [1, 2, 3]);
+        assert_eq!(read(10, 300), [0; 0]);
+    }
+}
+
+#[test]
+fn segments_roll_over_and_reopen() {
+    for place in Place::all() {
+        let (mut log, _) = place.open();
+        let entries: Vec<_> = (1..=60).map(|slot| entry(slot, 1, 3000)).collect();
+        for entry in &entries {
+            append_durably(&mut log, Record::Entry(entry.clone()), 0);
+        }
+        assert_eq!(read_all(&log, 1), entries);
+        drop(log);
+        let (mut log, recovered) = place.open();
+        assert_eq!((recovered.end, recovered.damaged), (End::Clean, vec![]));
+        assert_eq!(read_all(&log, 1), entries);
+        append_durably(&mut log, Record::Entry(entry(61, 1, 3000)), 0);
+        assert_eq!(read_all(&log, 60).len(), 2);
+    }
+}
+
+#[test]
+fn values_up_to_the_limit_fit_and_larger_ones_are_refused() {
+    for place in Place::all() {
+        let (mut log, _) = place.open();
+        let limit = log.value_bytes_max();
+        for slot in 1..=4 {
+            let large = entry(slot, 1, limit + 1);
+            let refused = log.append(&Record::Entry(large), Slot::ZERO).unwrap_err();
+            assert!(matches!(refused, LogError::TooLarge { .. }), "{refused}");
+            let bytes = if slot % 2 == 0 { 1 } else { limit };
+            log.append(&Record::Entry(entry(slot, 1, bytes)), Slot::ZERO).unwrap();
+        }
+        log.wait_durable(log.appended()).unwrap();
+        drop(log);
+        let (log, _) = place.open();
+        let lengths: Vec<_> = read_all(&log, 1).iter().map(|e| e.value.bytes.len()).collect();
+        assert_eq!(lengths, [limit, 1, limit, 1]);
+    }
+}
+
+#[test]
+fn trimming_frees_whole_segments_and_forgets_no_promise() {
+    for place in Place::all() {
+        let (mut log, _) = place.open();
+        append_durably(&mut log, Record::Promise(ballot(99)), 0);
+        for round in 0..10 {
+            for slot in round * 30 + 1..=round * 30 + 30 {
+                append_durably(&mut log, Record::Entry(entry(slot, 1, 3000)), slot - 1);
+            }
+            log.trim(Slot(round * 30 + 25)).unwrap();
+        }
+        drop(log);
+        let (log, recovered) = place.open();
+        assert_eq!((recovered.promised, recovered.commit_slot), (ballot(99), Slot(299)));
+        assert_eq!((recovered.end, recovered.damaged), (End::Clean, vec![]));
+        assert_eq!(recovered.last_slot, Slot(300));
+        let first = recovered.first_slot.0;
+        assert!((250..=295).contains(&first), "kept from {first}");
+        assert_eq!(read_all(&log, first).len() as u64, 301 - first);
+        if let Place::Directory(directory, _) = &place {
+            let files = std::fs::read_dir(directory.path()).unwrap().count();
+            assert!(files <= 12, "{files} files are left");
+        }
+    }
+}
+
+#[test]
+fn genesis_is_set_once() {
+    for place in Place::all() {
+        let (mut log, recovered) = place.open();
+        assert_eq!(recovered.identity.genesis, None);
+        log.set_genesis("three founded it".into()).unwrap();
+        log.set_genesis("three founded it".into()).unwrap();
+        let refused = log.set_genesis("four founded it".into()).unwrap_err();
+        assert!(matches!(refused, LogError::OtherGenesis));
+        let refused = log.set_genesis(vec![0; 40_000].into()).unwrap_err();
+        assert!(matches!(refused, LogError::GenesisTooLarge { .. }));
+        drop(log);
+        let (_log, recovered) = place.open();
+        assert_eq!(recovered.identity.genesis.as_deref(), Some(b"three founded it".as_slice()));
+    }
+}
+
+#[test]
+fn another_node_is_refused() {
+    for place in Place::all() {
+        drop(place.open());
+        let refused = place.try_open(NodeId(4)).unwrap_err();
+        assert!(matches!(refused, OpenError::OtherNode { found: NODE, .. }), "{refused}");
+    }
+}
+
+#[test]
+fn a_second_opener_is_refused_and_told_who_holds_it() {
+    for place in Place::all() {
+        let Place::Directory(directory, kind) = &place else { continue };
+        let held = place.open();
+        let refused = place.try_open(NODE).unwrap_err();
+        let OpenError::Locked { holder, .. } = refused else { panic!("{refused}") };
+        assert_eq!(holder, Some(std::process::id()));
+        drop(held);
+        let _ = open_medium(*kind, directory.path()).unwrap();
+    }
+}
+
+#[test]
+fn foreign_directories_other_media_and_bad_sizes_are_refused() {
+    let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::write(directory.path().join("thesis.tex"), "x").unwrap();
+    let place = Place::Directory(directory, MediumKind::File);
+    let refused = place.try_open(NODE).unwrap_err();
+    assert!(matches!(&refused, OpenError::NotALog { found, .. } if found == "thesis.tex"));
+    let Place::Directory(directory, _) = place else { unreachable!() };
+    std::fs::remove_file(directory.path().join("thesis.tex")).unwrap();
+    let place = Place::Directory(directory, MediumKind::File);
+    drop(place.open());
+    let Place::Directory(directory, _) = place else { unreachable!() };
+    let place = Place::Directory(directory, MediumKind::Emulated);
+    let refused = place.try_open(NODE).unwrap_err();
+    assert!(matches!(refused, OpenError::OtherMedium { .. }), "{refused}");
+    for segment_bytes in [0, 1000, 4096, 33_000, 1 << 31] {
+        let options = LogOptions {
+            directory: PathBuf::new(),
+            medium: MediumKind::Memory,
+            node: NODE,
+            segment_bytes,
+        };
+        let opened = Log::open(&options, Incarnation(1), Arc::new(|| {}));
+        let accepted = segment_bytes == 33_000;
+        assert_eq!(opened.is_ok(), accepted, "{segment_bytes}");
+    }
+}
+
+#[test]
+fn a_file_system_in_memory_is_refused_for_power_failure() {
+    let Ok(directory) = TempDir::new_in("/dev/shm") else { return };
+    let opened = open_medium(MediumKind::File, directory.path()).map(|_| ());
+    let refused = opened.expect_err("/dev/shm does not survive power failure");
+    assert!(matches!(refused, OpenError::WeakFileSystem { .. }), "{refused}");
+    open_medium(MediumKind::Emulated, directory.path()).unwrap();
+}
