@@ -270,4 +270,30 @@ mod tests {
         assert!(faults.contains("line for toml"), "{faults}");
         assert_eq!(report.faults().len(), 2, "{faults}");
     }
+
+    #[test]
+    fn deny_toml_has_the_same_policy() {
+        let deny = read("deny.toml").unwrap();
+        for licence in LICENCES {
+            assert!(
+                deny.contains(&format!("    \"{licence}\",\n")),
+                "{licence} is not in deny.toml"
+            );
+        }
+        for (name, why) in BANNED {
+            let name = name.trim_end_matches('*');
+            let line = deny.lines().find(|line| line.contains(&format!("\"{name}\"")));
+            let line = line.unwrap_or_else(|| panic!("{name} is not banned in deny.toml"));
+            let subject = why.split([',', ';', ' ']).next().unwrap();
+            assert!(line.contains(subject), "{name} is banned for another reason: {line}");
+        }
+        for (name, why) in DUPLICATES {
+            assert!(
+                deny.contains(&format!("{{ crate = \"{name}\", reason = \"{why}\" }}")),
+                "{name}"
+            );
+        }
+        let licences = deny.lines().filter(|line| line.starts_with("    \"")).count();
+        assert_eq!(licences, LICENCES.len(), "deny.toml allows another licence");
+    }
 }
