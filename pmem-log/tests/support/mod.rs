@@ -1,5 +1,5 @@
 //! A medium that keeps what a device keeps, fails when told, and crashes at a chosen operation.
-#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 
 use bytes::Bytes;
 use quorate_consensus::{Ballot, Entry, Incarnation, NodeId, Slot, Value, ValueKind};
@@ -99,12 +99,12 @@ pub struct SimMedium {
 pub struct SimArea {
     unit: u64,
     control: Arc<Control>,
-    bytes: Mutex<Bytes2>,
+    bytes: Mutex<Contents>,
 }
 
 /// What is seen, what is durable, and which units differ.
 #[derive(Debug)]
-struct Bytes2 {
+struct Contents {
     seen: Vec<u8>,
     durable: Vec<u8>,
     dirty: BTreeSet<u64>,
@@ -160,7 +160,7 @@ impl SimMedium {
 
 impl SimArea {
     fn with(image: Vec<u8>, unit: u64, control: &Arc<Control>) -> Self {
-        let bytes = Bytes2 { durable: image.clone(), seen: image, dirty: BTreeSet::new() };
+        let bytes = Contents { durable: image.clone(), seen: image, dirty: BTreeSet::new() };
         Self { unit, control: Arc::clone(control), bytes: Mutex::new(bytes) }
     }
 
@@ -250,7 +250,7 @@ impl Area for SimArea {
         }
         self.control.persists.fetch_add(1, Ordering::SeqCst);
         let mut bytes = self.bytes.lock().unwrap();
-        let Bytes2 { seen, durable, dirty } = &mut *bytes;
+        let Contents { seen, durable, dirty } = &mut *bytes;
         let units = offset / self.unit..(offset + length).div_ceil(self.unit);
         dirty.retain(|unit| {
             let persisted = units.contains(unit);
