@@ -50,9 +50,9 @@ impl Geometry {
         self.align_up(HEADER_BYTES as u64)
     }
 
-    /// The largest payload that fits a segment beside the state record that begins it.
+    /// The largest payload that fits a segment.
     pub(crate) fn payload_bytes_max(&self) -> u64 {
-        self.segment_bytes - self.first_offset() - 2 * HEADER_BYTES as u64
+        self.segment_bytes - self.first_offset() - HEADER_BYTES as u64
     }
 
     /// CRC-32C over `bytes`, begun with the log's incarnation and the position: what was written
@@ -73,8 +73,7 @@ pub(crate) fn record_bytes(payload: u64) -> u64 {
 /// What a record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// No entry: only the promise and the commit slot that every header carries. Also begins each
-    /// segment, so that trimming older ones forgets neither.
+    /// No entry: only the promise and the commit slot that every header carries.
     Promise,
     /// An accepted entry of this kind; the payload is its value.
     Entry(ValueKind),
@@ -91,8 +90,8 @@ pub(crate) struct Header {
     pub(crate) ballot: Ballot,
     /// The highest slot known chosen when the record was staged.
     pub(crate) commit_slot: Slot,
-    /// The highest ballot promised or accepted, this record included: a lost promise is restated
-    /// by whatever follows it.
+    /// The highest ballot promised or accepted, this record included: a promise that is lost, or
+    /// trimmed, is restated by whatever follows it.
     pub(crate) promised: Ballot,
     /// The exact end of the batch before this record's: all below was durable before a byte of
     /// this batch was written.

@@ -252,7 +252,7 @@ impl Log {
         while self.segments.len() > 1
             && let Some(first) = self.segments.front()
             && first.last_slot < below
-            // The next segment's first record restates what this one promised.
+            // A durable record of the next segment restates what this one promised.
             && self.geometry.position(first.number + 1, self.geometry.first_offset())
                 < self.durable_end
             && let Some(area) = first.area.clone()
@@ -358,23 +358,13 @@ impl Log {
                 return Err(self.fail(&Failure::Full(what)));
             }
         }
-        let state_bytes = if self.at_segment_start() { HEADER_BYTES as u64 } else { 0 };
-        if self.offset + state_bytes + bytes > self.geometry.segment_bytes {
+        if self.offset + bytes > self.geometry.segment_bytes {
             self.roll()?;
-        }
-        if self.at_segment_start() {
-            // So that trimming what is before forgets no promise.
-            let (slot, promised) = (self.last_slot, self.promised);
-            self.put(Kind::Promise, slot, promised, 0, &[])?;
         }
         if matches!(self.writer, Writer::Direct) {
             self.full = None;
         }
         Ok(())
-    }
-
-    fn at_segment_start(&self) -> bool {
-        self.offset == self.geometry.first_offset()
     }
 
     /// Ends the batch and goes on in a new segment.

@@ -189,15 +189,16 @@ fn settle(
     }
     let Some(last) = segments.last() else { return Ok(()) };
     let start = geometry.position(last.number, 0);
-    let end = tail.end.max(start + geometry.first_offset()) - start;
-    let torn_end = (end + tail.torn_bytes).min(last.area.bytes());
-    let cut = geometry.align_up(end);
+    let there = last.area.bytes();
+    let torn_end = (tail.torn.1.max(start) - start).min(there);
+    let cut = geometry.align_up(tail.torn.0.max(start) - start);
+    let written = (tail.end.max(start) - start).max(torn_end).min(there);
     let settled = || {
         if cut < torn_end {
             let zeros = vec![0; (torn_end - cut) as usize];
             last.area.write(cut, &zeros)?;
         }
-        last.area.persist(0, torn_end.max(end).min(last.area.bytes()))
+        last.area.persist(0, written)
     };
     let name = segment_name(last.number);
     settled().map_err(|source| refused(medium, "settle", &name, source))
@@ -271,7 +272,7 @@ impl Found {
             commit_slot: self.commit_slot,
             first_slot: self.index.first().unwrap_or(last_slot.next()),
             last_slot,
-            end: match self.tail.torn_bytes {
+            end: match self.tail.torn.1 - self.tail.torn.0 {
                 0 => End::Clean,
                 bytes => End::TornTail { bytes },
             },
@@ -323,8 +324,7 @@ struct Gather<'a> {
 
 impl<'a> Gather<'a> {
     fn new(medium: &'a Arc<dyn Medium>, geometry: Geometry) -> Self {
-        let tail =
-            Tail { end: 0, torn_bytes: 0, last_segment: None, epoch: 0, ends_damaged: false };
+        let tail = Tail { end: 0, torn: (0, 0), last_segment: None, epoch: 0, ends_damaged: false };
         let found = Found {
             index: Index::default(),
             promised: Ballot::ZERO,

@@ -68,8 +68,9 @@ pub(crate) enum Lost {
 pub(crate) struct Tail {
     /// The exact end of the last record.
     pub(crate) end: u64,
-    /// The bytes behind it that look like an attempt to write.
-    pub(crate) torn_bytes: u64,
+    /// The positions behind it that look like an attempt to write, from the first to before the
+    /// second.
+    pub(crate) torn: (u64, u64),
     /// Segments with higher numbers hold nothing that counts.
     pub(crate) last_segment: Option<u64>,
     /// The highest epoch seen.
@@ -86,7 +87,7 @@ pub(crate) fn scan(
     sink: &mut dyn FnMut(Event<'_>),
 ) -> io::Result<Tail> {
     let end = geometry.position(superblock.first_segment, 0);
-    let tail = Tail { end, torn_bytes: 0, last_segment: None, epoch: 0, ends_damaged: false };
+    let tail = Tail { end, torn: (end, end), last_segment: None, epoch: 0, ends_damaged: false };
     let mut scanner =
         Scanner { geometry, superblock, segments, sink, tail, buffer: Vec::new(), stopped: false };
     for index in 0..segments.len() {
@@ -176,7 +177,9 @@ impl Scanner<'_> {
                 && !self.proof_in_buffer(number, offset + WORD_BYTES, end)
                 && !self.later_proof(index, end)?
             {
-                self.tail.torn_bytes = self.torn_bytes(number, offset, &found, recycled);
+                let torn_end = self.torn_end(number, offset, &found, recycled);
+                let start = self.geometry.position(number, 0);
+                self.tail.torn = (start + offset, start + torn_end);
                 self.stopped = true;
                 return Ok(());
             }
@@ -306,10 +309,10 @@ impl Scanner<'_> {
         Ok(false)
     }
 
-    /// How much was attempted behind the end. In a recycled segment only headers can tell an
+    /// How far an attempt reaches behind the end. In a recycled segment only headers can tell an
     /// attempt from old bytes; in a fresh one every byte that is not zero can. What the last
     /// opening judged already is not reported again.
-    fn torn_bytes(&self, number: u64, offset: u64, found: &Found, recycled: bool) -> u64 {
+    fn torn_end(&self, number: u64, offset: u64, found: &Found, recycled: bool) -> u64 {
         let mut torn_end = match found {
             Found::BadPayload(header) => offset + header.bytes(),
             _ => offset,
@@ -329,7 +332,7 @@ impl Scanner<'_> {
                 torn_end = torn_end.max(from + last as u64 + 1);
             }
         }
-        torn_end - offset
+        torn_end
     }
 }
 

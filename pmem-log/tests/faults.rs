@@ -181,9 +181,20 @@ fn a_tail_torn_at_any_byte_is_cut_and_the_log_goes_on() {
             let expected = attempted && rest.copied().any(|byte| byte != 0);
             let torn_found = matches!(recovered.end, End::TornTail { .. });
             assert_eq!(torn_found, expected, "{profile:?} cut at {cut}: {:?}", recovered.end);
+            // One short record, so that what was cut is not simply written over.
+            log.append(&Record::Promise(ballot(1)), Slot::ZERO).unwrap();
+            log.wait_durable(log.appended()).unwrap();
+            let crashed = torn.copy();
+            drop(log);
+            let (mut log, recovered) = open(&crashed).unwrap();
+            assert_eq!(
+                (&recovered.end, &recovered.damaged),
+                (&End::Clean, &vec![]),
+                "{profile:?} cut at {cut}"
+            );
             batch(&mut log, whole + 1..=whole + 2);
             drop(log);
-            let (log, recovered) = open(&torn).unwrap();
+            let (log, recovered) = open(&crashed).unwrap();
             assert_eq!((&recovered.end, &recovered.damaged), (&End::Clean, &vec![]));
             assert_eq!(read_all(&log, 1).len() as u64, whole + 2, "{profile:?} cut at {cut}");
         }
@@ -407,7 +418,7 @@ fn load(log: &mut Log, model: &mut Model, random: &mut Random, steps: u64) -> Re
                 next = next.saturating_sub(random.below(6)).max(model.trimmed + 1);
             }
             2 => {
-                let below = next.saturating_sub(10);
+                let below = next.saturating_sub(random.below(12));
                 // Also a trim that fails half-way may have trimmed.
                 model.trimmed = model.trimmed.max(below);
                 log.trim(Slot(below))?;
@@ -436,15 +447,19 @@ fn crash_and_recover(profile: Profile, seed: u64, crash_at: u64, again_at: u64) 
     let mut random = Random(seed);
     let mut medium = SimMedium::new(profile);
     let mut model = Model::default();
-    for (life, crash_at) in [crash_at, again_at, u64::MAX].into_iter().enumerate() {
+    for (life, crash_at) in [crash_at, again_at, again_at, u64::MAX].into_iter().enumerate() {
         let what = format!("{profile:?} seed {seed} crash at {crash_at} life {life}");
         medium.control.crash_at.store(crash_at, Ordering::SeqCst);
         if let Ok((mut log, recovered)) = open(&medium) {
             model.check(&log, &recovered, &what);
             let _ = load(&mut log, &mut model, &mut random, 60);
         }
-        let odds = random.below(5);
-        medium = medium.crashed(|| random.below(4) < odds);
+        // The process dies, or power fails and of what was not persisted all, some or nothing is
+        // kept.
+        medium = match random.below(7) {
+            6 => medium.abandoned(),
+            odds => medium.crashed(|| random.below(4) < odds),
+        };
     }
     let (log, recovered) = open(&medium).unwrap();
     model.check(&log, &recovered, &format!("{profile:?} seed {seed} at the end"));

@@ -165,7 +165,7 @@ impl MappedArea {
 
 impl Area for MappedArea {
     fn bytes(&self) -> u64 {
-        self.map.len() as u64
+        size_of_val(self.words()) as u64
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {

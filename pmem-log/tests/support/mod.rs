@@ -139,6 +139,25 @@ impl SimMedium {
         Arc::new(Self { profile: self.profile, control, areas: Mutex::new(areas) })
     }
 
+    /// The medium after the process died: all that was written is seen, and what was not persisted
+    /// is still at stake.
+    pub fn abandoned(&self) -> Arc<Self> {
+        let control = Control::new();
+        let mut areas = BTreeMap::new();
+        for (name, area) in self.areas.lock().unwrap().iter() {
+            let bytes = area.bytes.lock().unwrap();
+            let contents = Contents {
+                seen: bytes.seen.clone(),
+                durable: bytes.durable.clone(),
+                dirty: bytes.dirty.clone(),
+            };
+            let (unit, control) = (area.unit, Arc::clone(&control));
+            let area = SimArea { unit, control, bytes: Mutex::new(contents) };
+            areas.insert(name.clone(), Arc::new(area));
+        }
+        Arc::new(Self { profile: self.profile, control, areas: Mutex::new(areas) })
+    }
+
     /// A copy with all that was written.
     pub fn copy(&self) -> Arc<Self> {
         self.crashed(|| true)
