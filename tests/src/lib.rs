@@ -1,1 +1,4 @@
-//! Being built.
+//! Cross-crate tests: protocol scenarios, random walks.
+#![forbid(unsafe_code)]
+
+pub mod script;

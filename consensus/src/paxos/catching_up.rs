@@ -111,7 +111,8 @@ impl Paxos {
             let entries = self.acceptor.window.entries(first, last, bytes_max as usize);
             self.reply_to_catch_up(from, first, entries);
         } else if self.log_reads.len() < LOG_READS_MAX {
-            self.log_reads.push_back(LogRead { to: from, first, last, bytes_max });
+            let read = LogRead { to: from, first, last, bytes_max };
+            self.log_reads.push_back((self.acceptor.emitted(), read));
         }
     }
 

@@ -119,7 +119,9 @@ pub struct Paxos {
     chance: Chance,
     messages: VecDeque<(NodeId, Message)>,
     held: VecDeque<(PersistNumber, NodeId, Message)>,
-    log_reads: VecDeque<LogRead>,
+    /// Each waits until all that was emitted before it is durable: what the log then has up to
+    /// our commit slot is what was chosen, and not an older record that is being replaced.
+    log_reads: VecDeque<(PersistNumber, LogRead)>,
     notices: VecDeque<Notice>,
 }
 
@@ -310,7 +312,8 @@ impl Paxos {
 
     /// The next read of the log for a peer; answer with [`Paxos::on_log_read`].
     pub fn poll_log_read(&mut self) -> Option<LogRead> {
-        self.log_reads.pop_front()
+        let durable = self.acceptor.durable_through();
+        self.log_reads.pop_front_if(|(after, _)| *after <= durable).map(|(_, read)| read)
     }
 
     /// The next piece of news.
@@ -377,7 +380,8 @@ impl Paxos {
             commit_slot: self.commit_slot,
             applied_slot: self.applied_slot,
             heartbeat: self.heartbeat,
-            ping: self.role.leader().map_or(0, |leader| leader.ping),
+            // Also when it leads no more: a row only grows.
+            ping: self.reads.newest_ping(),
             pong: self.peer_index(peer).map_or(0, |index| self.peers[index].ping_seen),
             flags: RowFlags(flags),
         }

@@ -1,0 +1,421 @@
+//! The language of the scripts: one command a line, its words apart by spaces.
+//!
+//! | command | what it does |
+//! | --- | --- |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B]` | a new cluster of N voters (see [`Options`]) |
+//! | `run 500ms` | time passes, everything is delivered at once |
+//! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
+//! | `settle` | delivers until nothing is in flight |
+//! | `deliver 1 2 [Kind\|accept\|row]` | delivers all of 1 to 2, or the next of that kind; `deliver all` delivers what is in flight now |
+//! | `propose 1 a b`, `read 2` | client requests |
+//! | `hold-persist 2`, `persist 2 [K]`, `release-persist 2` | durability by hand |
+//! | `crash 1`, `restart 1 [commit=S]`, `wipe 1`, `poison 1`, `pause 1`, `resume 1` | processes and disks |
+//! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
+//! | `stall 1 2`, `unstall 1 2`, `stall-all 1`, `unstall-all 1` | one-way (or both-way) cuts that nobody notices |
+//! | `drop 1 2 Kind`, `dup 1 2 Kind`, `delay 1 2 Kind`, `ghost 1 2` | one control message is lost, doubled, moved behind all others, comes back from an old incarnation |
+//! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1` | hand-made messages |
+//! | `state`, `log`, `queue`, `chosen` | what is |
+//! | `quietly COMMAND` | the same with news only |
+
+use super::cluster::{Cluster, Options};
+use super::network::{InFlight, Lane};
+use super::show;
+use bytes::Bytes;
+use quorate_consensus::{Accept, Ballot, Message, Nanos, NodeId, Slot, Value, ValueKind};
+
+/// Runs the commands of one script file on one cluster.
+#[derive(Debug)]
+pub struct Interpreter {
+    cluster: Cluster,
+    failed: bool,
+}
+
+impl Default for Interpreter {
+    fn default() -> Self {
+        Self { cluster: Cluster::new(&Options::new(3)), failed: false }
+    }
+}
+
+type Outcome = Result<(), String>;
+
+impl Interpreter {
+    /// Carries out one line. Returns what it printed.
+    pub fn execute(&mut self, line: &str) -> Vec<String> {
+        let (quiet, line) = match line.strip_prefix("quietly ") {
+            Some(rest) => (true, rest),
+            None => (false, line),
+        };
+        self.cluster.set_chatty(!quiet);
+        let mut words = line.split_whitespace();
+        let command = words.next().unwrap_or_default();
+        let arguments: Vec<&str> = words.collect();
+        let outcome = self.dispatch(command, &arguments);
+        let mut printed = self.cluster.take_trace();
+        if let Err(what) = outcome {
+            self.failed = true;
+            printed.push(format!("ERROR in `{line}`: {what}"));
+        }
+        for violation in self.cluster.take_violations() {
+            self.failed = true;
+            printed.push(format!("VIOLATION {violation}"));
+        }
+        printed
+    }
+
+    /// Whether a command was wrong or an invariant broke: no expected output excuses either.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    fn dispatch(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        match command {
+            "cluster" => self.new_cluster(arguments),
+            "run" | "tick" | "settle" | "deliver" => self.progress(command, arguments),
+            "propose" | "read" => self.request(command, arguments),
+            "hold-persist" | "persist" | "release-persist" => self.durability(command, arguments),
+            "crash" | "restart" | "wipe" | "poison" | "pause" | "resume" => {
+                self.process(command, arguments)
+            }
+            "disconnect" | "connect" | "reset" | "isolate" | "heal" | "links" | "partition" => {
+                self.links(command, arguments)
+            }
+            "stall" | "unstall" | "stall-all" | "unstall-all" => self.stalls(command, arguments),
+            "drop" | "dup" | "delay" | "ghost" => self.meddle(command, arguments),
+            "inject" => self.inject(arguments),
+            "state" | "log" | "queue" | "chosen" => {
+                self.print(command);
+                Ok(())
+            }
+            _ => Err("no such command".to_owned()),
+        }
+    }
+
+    fn new_cluster(&mut self, arguments: &[&str]) -> Outcome {
+        let (count, settings) = arguments.split_first().ok_or("how many nodes?")?;
+        let mut options = Options::new(number(count)?);
+        for setting in settings {
+            let (name, value) = setting.split_once('=').ok_or("a setting is name=value")?;
+            match name {
+                "order" => options.order = value.split(',').map(node).collect::<Result<_, _>>()?,
+                "seed" => options.seed = Some(number(value)?),
+                "cache" => options.cache_bytes_max = number(value)?,
+                "catch-up" => options.catch_up_bytes = number(value)?,
+                "window" => options.window_slots_max = number(value)?,
+                "record" => options.record_bytes = number(value)?,
+                _ => return Err(format!("no setting is named {name}")),
+            }
+        }
+        self.cluster = Cluster::new(&options);
+        Ok(())
+    }
+
+    fn progress(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        match (command, arguments) {
+            ("settle", []) => self.cluster.settle(),
+            ("run", [time]) => self.cluster.run(duration(time)?),
+            ("tick", [time, nodes @ ..]) => {
+                let mut nodes = all_nodes(nodes)?;
+                if nodes.is_empty() {
+                    nodes = self.cluster.nodes();
+                }
+                self.cluster.tick(duration(time)?, &nodes);
+            }
+            ("deliver", ["all"]) => {
+                let mut now: Vec<_> = Vec::new();
+                for (from, to) in self.cluster.network().pairs() {
+                    now.extend(self.in_flight(from, to));
+                }
+                now.sort_unstable();
+                for (_, from, to, lane) in now {
+                    self.cluster.deliver(from, to, lane);
+                }
+            }
+            ("deliver", [from, to]) => {
+                let mut now = self.in_flight(node(from)?, node(to)?);
+                now.sort_unstable();
+                for (_, from, to, lane) in now {
+                    self.cluster.deliver(from, to, lane);
+                }
+            }
+            ("deliver", [from, to, kind]) => self.deliver_one(node(from)?, node(to)?, kind)?,
+            _ => return Err("wrong arguments".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self, from: NodeId, to: NodeId) -> Vec<(u64, NodeId, NodeId, Lane)> {
+        let Some(lanes) = self.cluster.network().lanes(from, to) else { return Vec::new() };
+        if lanes.stalled {
+            return Vec::new();
+        }
+        let control = lanes.control.iter().map(|queued| (queued.order, from, to, Lane::Control));
+        let records = lanes.records.iter().map(|queued| (queued.order, from, to, Lane::Records));
+        let row = lanes.row.iter().map(|queued| (queued.order, from, to, Lane::Row));
+        control.chain(records).chain(row).collect()
+    }
+
+    fn deliver_one(&mut self, from: NodeId, to: NodeId, kind: &str) -> Outcome {
+        let lane = match kind {
+            "accept" => Lane::Records,
+            "row" => Lane::Row,
+            _ => {
+                let lanes = self.cluster.network().lanes(from, to).ok_or("no such pair")?;
+                let next = lanes.control.front().ok_or("nothing is in flight")?;
+                if show::kind(&next.item) != kind {
+                    return Err(format!("the next message is a {}", show::kind(&next.item)));
+                }
+                Lane::Control
+            }
+        };
+        if self.cluster.deliver(from, to, lane) { Ok(()) } else { Err("nothing there".to_owned()) }
+    }
+
+    fn request(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let (at, values) = arguments.split_first().ok_or("at which node?")?;
+        let at = node(at)?;
+        if command == "read" {
+            return self.cluster.read(at).map(|_| ()).ok_or_else(|| "it does not run".to_owned());
+        }
+        for value in values {
+            self.cluster.propose(at, value);
+        }
+        Ok(())
+    }
+
+    fn durability(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let (at, rest) = arguments.split_first().ok_or("at which node?")?;
+        let at = node(at)?;
+        let replica = self.cluster.replica_mut(at).ok_or("no such node")?;
+        match command {
+            "hold-persist" => replica.holds_persists = true,
+            "release-persist" => {
+                replica.holds_persists = false;
+                self.cluster.persist(at, usize::MAX);
+            }
+            _ => {
+                let count = rest.first().map_or(Ok(usize::MAX), |count| number(count))?;
+                self.cluster.persist(at, count);
+            }
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let (at, rest) = arguments.split_first().ok_or("which node?")?;
+        let at = node(at)?;
+        let replica = self.cluster.replica_mut(at).ok_or("no such node")?;
+        match command {
+            "crash" => self.cluster.crash(at),
+            "wipe" if replica.life.is_none() => replica.wipe(),
+            "wipe" => return Err("crash it first".to_owned()),
+            "poison" => self.cluster.poison(at),
+            "pause" => replica.paused = true,
+            "resume" => {
+                replica.paused = false;
+                self.cluster.event(at, |_, _| ());
+            }
+            _ => {
+                let commit = match rest.first().and_then(|word| word.strip_prefix("commit=")) {
+                    Some(commit) => slot(commit)?,
+                    None => Slot(u64::MAX),
+                };
+                self.cluster.restart(at, commit);
+            }
+        }
+        Ok(())
+    }
+
+    fn links(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let nodes = self.cluster.nodes();
+        let groups: Vec<Vec<NodeId>> = match command {
+            "links" => {
+                let pair = |pair: &&str| {
+                    let (a, b) = pair.split_once('-').ok_or("a link is a-b")?;
+                    Ok::<_, String>(vec![node(a)?, node(b)?])
+                };
+                arguments.iter().map(pair).collect::<Result<_, _>>()?
+            }
+            "partition" => {
+                let groups = arguments.split(|word| *word == "|");
+                groups.map(all_nodes).collect::<Result<_, _>>()?
+            }
+            "isolate" => {
+                let alone = all_nodes(arguments)?;
+                vec![nodes.iter().copied().filter(|node| !alone.contains(node)).collect()]
+            }
+            "heal" => vec![nodes.clone()],
+            _ => {
+                let [a, b] = arguments else { return Err("which pair?".to_owned()) };
+                let (a, b) = (node(a)?, node(b)?);
+                match command {
+                    "reset" => self.cluster.reset_link(a, b),
+                    _ => self.cluster.set_link(a, b, command == "connect"),
+                }
+                return Ok(());
+            }
+        };
+        for (index, &a) in nodes.iter().enumerate() {
+            for &b in &nodes[index + 1..] {
+                let joined = groups.iter().any(|group| group.contains(&a) && group.contains(&b));
+                self.cluster.set_link(a, b, joined);
+            }
+        }
+        Ok(())
+    }
+
+    fn stalls(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let stalled = command.starts_with("stall");
+        match arguments {
+            [from, to] => self.cluster.stall(node(from)?, node(to)?, stalled),
+            [one] if command.ends_with("-all") => {
+                let one = node(one)?;
+                for other in self.cluster.nodes() {
+                    self.cluster.stall(one, other, stalled);
+                    self.cluster.stall(other, one, stalled);
+                }
+            }
+            _ => return Err("which pair?".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn meddle(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let [from, to, kinds @ ..] = arguments else { return Err("which pair?".to_owned()) };
+        let (from, to) = (node(from)?, node(to)?);
+        if command == "ghost" {
+            let count = self.cluster.network_mut().raise_ghosts(from, to);
+            return if count > 0 { Ok(()) } else { Err("nothing was lost there".to_owned()) };
+        }
+        let kind = kinds.first().ok_or("which kind of message?")?;
+        let lanes = self.cluster.network_mut().lanes_mut(from, to).ok_or("no such pair")?;
+        let is_kind = |queued: &InFlight<Message>| show::kind(&queued.item) == *kind;
+        let index = lanes.control.iter().position(is_kind).ok_or("no such message in flight")?;
+        let message = lanes.control.remove(index).ok_or("no such message in flight")?;
+        match command {
+            "dup" => {
+                lanes.control.insert(index, message.clone());
+                lanes.control.push_back(message);
+            }
+            "delay" => lanes.control.push_back(message),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn inject(&mut self, arguments: &[&str]) -> Outcome {
+        let [from, to, kind, rest @ ..] = arguments else {
+            return Err("from, to, and what?".to_owned());
+        };
+        let (from, to) = (node(from)?, node(to)?);
+        if *kind == "accept" {
+            let accept = record(rest)?;
+            self.cluster.note(format!("{from:?} => {to:?} {} (injected)", show::accept(&accept)));
+            self.cluster.hand_record(from, to, accept);
+        } else {
+            let message = handmade(kind, rest)?;
+            self.cluster.note(format!("{from:?} -> {to:?} {} (injected)", show::message(&message)));
+            self.cluster.hand_message(from, to, message);
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, what: &str) {
+        let nodes = self.cluster.nodes();
+        let replicas = nodes.iter().filter_map(|node| self.cluster.replica(*node));
+        let lines: Vec<String> = match what {
+            "state" => replicas.map(show::state).collect(),
+            "log" => replicas.map(show::log).collect(),
+            "queue" => show::queues(&self.cluster),
+            _ => {
+                let chosen = self.cluster.ledger().chosen().iter();
+                let list: Vec<_> = chosen
+                    .map(|(slot, (_, value))| format!("{slot:?}={}", show::value(value)))
+                    .collect();
+                vec![format!("chosen {}", list.join(" "))]
+            }
+        };
+        for line in lines {
+            self.cluster.note(line);
+        }
+    }
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word} is no number"))
+}
+
+fn node(word: &str) -> Result<NodeId, String> {
+    number(word).map(NodeId)
+}
+
+fn all_nodes(words: &[&str]) -> Result<Vec<NodeId>, String> {
+    words.iter().map(|word| node(word)).collect()
+}
+
+fn slot(word: &str) -> Result<Slot, String> {
+    number(word.strip_prefix('s').unwrap_or(word)).map(Slot)
+}
+
+fn ballot(word: &str) -> Result<Ballot, String> {
+    let (round, owner) = word
+        .strip_prefix('b')
+        .and_then(|word| word.split_once('.'))
+        .ok_or_else(|| format!("{word} is no ballot such as b2.1"))?;
+    Ok(Ballot { round: number(round)?, node: node(owner)? })
+}
+
+fn duration(word: &str) -> Result<Nanos, String> {
+    let number_of_ms = word.strip_suffix("ms").ok_or_else(|| format!("{word} is not in ms"))?;
+    number(number_of_ms).map(Nanos::from_millis)
+}
+
+fn record(words: &[&str]) -> Result<Accept, String> {
+    let [under, first, rest @ ..] = words else { return Err("ballot and slot?".to_owned()) };
+    let (values, commit_slot) = match rest {
+        [values @ .., "commit", commit] => (values, slot(commit)?),
+        values => (values, Slot::ZERO),
+    };
+    let value = |text: &&str| match *text {
+        "-" => Value::noop(),
+        text => Value {
+            kind: ValueKind::Commands,
+            checksum: 0,
+            bytes: Bytes::copy_from_slice(text.as_bytes()),
+        },
+    };
+    let values = values.iter().map(value).collect();
+    Ok(Accept { ballot: ballot(under)?, first: slot(first)?, commit_slot, values })
+}
+
+fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
+    Ok(match (kind, words) {
+        ("Prepare", [under, from]) => {
+            Message::Prepare { ballot: ballot(under)?, from: slot(from)? }
+        }
+        ("Nack", [under, promised]) => {
+            Message::Nack { ballot: ballot(under)?, promised: ballot(promised)? }
+        }
+        ("PreVote", [under, commit]) => {
+            Message::PreVote { ballot: ballot(under)?, commit_slot: slot(commit)? }
+        }
+        ("PreVoteReply", [under, word, promised]) => Message::PreVoteReply {
+            ballot: ballot(under)?,
+            granted: *word == "granted",
+            promised: ballot(promised)?,
+        },
+        ("Promise", [under, from, commit]) => Message::Promise {
+            ballot: ballot(under)?,
+            from: slot(from)?,
+            commit_slot: slot(commit)?,
+            runs: Vec::new(),
+        },
+        ("Fetch", [under, first, last]) => {
+            Message::Fetch { ballot: ballot(under)?, first: slot(first)?, last: slot(last)? }
+        }
+        ("ReadIndexReply", [id, at]) => {
+            Message::ReadIndexReply { id: number(id)?, slot: Some(slot(at)?) }
+        }
+        _ => return Err(format!("cannot make such a {kind}")),
+    })
+}

@@ -1,0 +1,244 @@
+//! The invariants, checked after every event against what really happened.
+//!
+//! The ledger sees everything that any replica made durable, and computes from it what is chosen:
+//! a value that a quorum of voters accepted under one ballot. It never forgets. Numbers in names
+//! are those of the reliability plan (I1 to I13).
+
+use quorate_consensus::{Ballot, Entry, Message, NodeId, Row, Slot, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is on a replica's disk.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The highest durable promise.
+    pub promised: Ballot,
+    /// The newest durable record of each slot.
+    pub log: BTreeMap<Slot, Entry>,
+    /// The highest commit slot that a durable record carries.
+    pub commit_slot: Slot,
+    /// Whether it still has all that its voter ever promised.
+    pub remembers: bool,
+}
+
+impl Disk {
+    /// An empty one of a founding voter.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self {
+            promised: Ballot::ZERO,
+            log: BTreeMap::new(),
+            commit_slot: Slot::ZERO,
+            remembers: true,
+        }
+    }
+}
+
+/// The history of a cluster, and what it must never contain.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    quorum: usize,
+    proposed: BTreeMap<(Slot, Ballot), Value>,
+    votes: BTreeMap<(Slot, Ballot), BTreeSet<NodeId>>,
+    chosen: BTreeMap<Slot, (Ballot, Value)>,
+    leaders: BTreeMap<Ballot, NodeId>,
+    promise_told: BTreeMap<NodeId, Ballot>,
+    digests: BTreeMap<Slot, u64>,
+    commit_max: Slot,
+    violations: Vec<String>,
+}
+
+impl Ledger {
+    /// Of a cluster in which `quorum` voters decide.
+    #[must_use]
+    pub fn new(quorum: usize) -> Self {
+        Self { quorum, ..Self::default() }
+    }
+
+    /// What went wrong since this was last asked.
+    pub fn take_violations(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.violations)
+    }
+
+    /// Notes something that must not have happened.
+    pub fn violation(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    /// What is chosen, by slot.
+    #[must_use]
+    pub fn chosen(&self) -> &BTreeMap<Slot, (Ballot, Value)> {
+        &self.chosen
+    }
+
+    /// The highest slot that any replica ever knew to be chosen: what may have been acknowledged
+    /// to a client.
+    #[must_use]
+    pub fn commit_max(&self) -> Slot {
+        self.commit_max
+    }
+
+    fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.violations.push(what());
+        }
+    }
+
+    /// One proposer, one value: under a ballot a slot never has two.
+    pub fn one_value_per_ballot(&mut self, slot: Slot, ballot: Ballot, value: &Value) {
+        let before = self.proposed.entry((slot, ballot)).or_insert_with(|| value.clone()).clone();
+        self.require(before == *value, || {
+            format!("two values for {slot:?} under {ballot:?}: {before:?} and {value:?}")
+        });
+    }
+
+    /// I1 and I2: at most one value is chosen for a slot, for ever. Called for each entry that
+    /// became durable at a voter.
+    pub fn i1_i2_one_chosen_value(&mut self, node: NodeId, entry: &Entry) {
+        let key = (entry.slot, entry.ballot);
+        let votes = self.votes.entry(key).or_default();
+        votes.insert(node);
+        if votes.len() < self.quorum {
+            return;
+        }
+        match self.chosen.get(&entry.slot) {
+            None => {
+                self.chosen.insert(entry.slot, (entry.ballot, entry.value.clone()));
+            }
+            Some((ballot, value)) if *value != entry.value => {
+                let what = format!(
+                    "I1: {:?} has {value:?} chosen under {ballot:?} and {:?} under {:?}",
+                    entry.slot, entry.value, entry.ballot
+                );
+                self.violations.push(what);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// I3: a promise never goes back, on the disk or from one life to the next.
+    pub fn i3_promise_monotone(&mut self, node: NodeId, before: Ballot, after: Ballot) {
+        self.require(after >= before, || {
+            format!("I3: {node:?} promised {before:?} and went back to {after:?}")
+        });
+    }
+
+    /// I4: nothing is accepted below the promise. What is below was learned: it is chosen.
+    pub fn i4_no_acceptance_below_promise(
+        &mut self,
+        node: NodeId,
+        entry: &Entry,
+        promised: Ballot,
+        commit_slot: Slot,
+    ) {
+        if entry.ballot >= promised {
+            return;
+        }
+        let chosen = self.chosen.get(&entry.slot).is_some_and(|(_, value)| *value == entry.value);
+        self.require(chosen && entry.slot <= commit_slot, || {
+            format!("I4: {node:?} promised {promised:?} and accepted {entry:?}")
+        });
+    }
+
+    /// I5: what a replica takes for chosen is chosen; and it never takes it back within a life.
+    pub fn i5_commit_only_chosen(&mut self, node: NodeId, before: Slot, commit: Slot) {
+        self.require(commit >= before, || {
+            format!("I6: commit of {node:?} went back to {commit:?}")
+        });
+        for slot in before.0 + 1..=commit.0 {
+            let chosen = self.chosen.contains_key(&Slot(slot));
+            self.require(chosen, || {
+                format!("I5: {node:?} takes {:?} for chosen, which it is not", Slot(slot))
+            });
+        }
+        self.commit_max = self.commit_max.max(commit);
+    }
+
+    /// I6: the state machine sees only what is chosen.
+    pub fn i6_applied_within_commit(&mut self, node: NodeId, applied: Slot, commit: Slot) {
+        self.require(applied <= commit, || {
+            format!("I6: {node:?} applied {applied:?} above its commit {commit:?}")
+        });
+    }
+
+    /// I7: whoever applied a slot has applied the same sequence up to it.
+    pub fn i7_equal_slot_equal_digest(
+        &mut self,
+        node: NodeId,
+        slot: Slot,
+        value: &Value,
+        digest: u64,
+    ) {
+        let same = *self.digests.entry(slot).or_insert(digest) == digest;
+        let chosen = self.chosen.get(&slot).is_some_and(|(_, chosen)| chosen == value);
+        self.require(same && chosen, || {
+            format!("I7: {node:?} applied {value:?} at {slot:?}, which others do not have there")
+        });
+    }
+
+    /// A ballot belongs to its proposer, in one of its lives.
+    pub fn one_leader_per_ballot(&mut self, node: NodeId, ballot: Ballot) {
+        let before = self.leaders.insert(ballot, node);
+        self.require(before.is_none() && ballot.node == node, || {
+            format!("{node:?} leads under {ballot:?}, which {before:?} did before")
+        });
+    }
+
+    /// I9, control lane: a message that needs durability left only after it.
+    pub fn i9_message_is_durable(&mut self, node: NodeId, disk: &Disk, message: &Message) {
+        match message {
+            Message::Prepare { ballot, .. } => {
+                self.require(disk.promised >= *ballot, || {
+                    format!("I9: {node:?} prepares {ballot:?}, and its disk does not know")
+                });
+            }
+            Message::Promise { ballot, runs, .. } => {
+                let told = self.promise_told.get(&node).copied().unwrap_or_default();
+                self.i3_promise_monotone(node, told, *ballot);
+                self.promise_told.insert(node, *ballot);
+                let held = runs.iter().all(|run| {
+                    (run.first.0..=run.last.0).all(|slot| {
+                        let entry = disk.log.get(&Slot(slot));
+                        entry.is_some_and(|entry| entry.ballot >= run.ballot)
+                    })
+                });
+                self.require(held && disk.promised >= *ballot, || {
+                    format!("I9: {node:?} says {message:?}, and its disk does not know")
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// I9, data lane: a vote in a row counts only what is durable.
+    pub fn i9_row_is_durable(&mut self, node: NodeId, disk: &Disk, commit: Slot, row: &Row) {
+        for slot in 1..=row.accepted_slot.0 {
+            let slot = Slot(slot);
+            let entry = disk.log.get(&slot);
+            let vote =
+                entry.is_some_and(|entry| slot <= commit || entry.ballot >= row.accepted_ballot);
+            self.require(vote, || {
+                format!("I9: {node:?} votes for {slot:?} in {row:?}, and its disk has {entry:?}")
+            });
+        }
+    }
+
+    /// Within one incarnation of a link a row only grows: late, it says too little, never a lie.
+    pub fn row_grows(&mut self, node: NodeId, before: &Row, row: &Row) {
+        let vote = |row: &Row| (row.accepted_ballot, row.accepted_slot);
+        let grows = row.promised >= before.promised
+            && vote(row) >= vote(before)
+            && row.commit_slot >= before.commit_slot
+            && row.applied_slot >= before.applied_slot
+            && row.heartbeat >= before.heartbeat
+            && row.ping >= before.ping
+            && row.pong >= before.pong;
+        self.require(grows, || format!("the row of {node:?} shrank: {before:?} to {row:?}"));
+    }
+
+    /// A linearizable read sees every write that may have been acknowledged before it began.
+    pub fn read_is_fresh(&mut self, node: NodeId, floor: Slot, slot: Slot) {
+        self.require(slot >= floor, || {
+            format!("a read at {node:?} saw {slot:?}; {floor:?} was acknowledged before it began")
+        });
+    }
+}

@@ -1,0 +1,179 @@
+//! One replica of a script: the core, a disk whose durability is cranked by hand, a state machine.
+
+use super::ledger::Disk;
+use quorate_consensus::{
+    Configuration, Configurations, Entry, Incarnation, LogRead, Member, Nanos, NodeId, Paxos,
+    Persist, PersistNumber, ReadReady, Restored, Settings, Slot, Value,
+};
+use std::collections::VecDeque;
+
+/// A persist that came out and is not durable.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    /// Its number.
+    pub number: PersistNumber,
+    /// What is to be kept.
+    pub persist: Persist,
+    /// The commit slot that its record carries: one that records before it cover.
+    pub commit_slot: Slot,
+}
+
+/// A linearizable read that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// What the core calls it.
+    pub ticket: u64,
+    /// What may have been acknowledged to some client when it began.
+    pub floor: Slot,
+}
+
+/// What a crash takes away.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// The protocol.
+    pub core: Paxos,
+    /// Emitted, not durable.
+    pub pending: VecDeque<Pending>,
+    /// How many persists came out.
+    pub emitted: u64,
+    /// What the next records say is chosen: noted after the records that cover it.
+    pub noted_commit: Slot,
+    /// Up to here the ledger was told what this life takes for chosen.
+    pub checked_commit: Slot,
+    /// A chain over all applied values.
+    pub digest: u64,
+    /// Reads that the core has not released.
+    pub reads: VecDeque<Read>,
+    /// Reads that wait for the state machine.
+    pub released: VecDeque<ReadReady>,
+}
+
+/// One replica.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Its number.
+    pub node: NodeId,
+    /// Its settings.
+    pub settings: Settings,
+    /// What survives.
+    pub disk: Disk,
+    /// None while it is crashed.
+    pub life: Option<Life>,
+    /// Persists wait to be made durable one by one.
+    pub holds_persists: bool,
+    /// Its process is stopped: it takes no events.
+    pub paused: bool,
+    /// Its disk failed: nothing becomes durable any more.
+    pub poisoned: bool,
+}
+
+/// The founding configuration of `count` voters.
+#[must_use]
+pub fn founding(count: u16) -> Configurations {
+    let member = |node| Member { node: NodeId(node), incarnation: Incarnation(u64::from(node)) };
+    Configurations::new(Configuration::of_voters(1, (1..=count).map(member).collect()))
+}
+
+impl Replica {
+    /// Crashed, with an empty disk.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            node: settings.node,
+            settings,
+            disk: Disk::fresh(),
+            life: None,
+            holds_persists: false,
+            paused: false,
+            poisoned: false,
+        }
+    }
+
+    /// Whether it takes events.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.life.is_some() && !self.paused
+    }
+
+    /// Its protocol, while it lives.
+    #[must_use]
+    pub fn core(&self) -> Option<&Paxos> {
+        self.life.as_ref().map(|life| &life.core)
+    }
+
+    /// Loses its disk while crashed: what it promised and accepted is forgotten.
+    pub fn wipe(&mut self) {
+        self.disk = Disk { remembers: false, ..Disk::fresh() };
+        self.settings.incarnation = Incarnation(self.settings.incarnation.0 + 1000);
+    }
+
+    /// Starts from its disk. `commit_max` forgets commits above it, as a log may whose newest
+    /// records carry an older commit slot.
+    pub fn start(&mut self, configurations: Configurations, commit_max: Slot, now: Nanos) {
+        let commit_slot = self.disk.commit_slot.min(commit_max);
+        let mut accepted = Vec::new();
+        let mut slot = commit_slot.next();
+        while let Some(entry) = self.disk.log.get(&slot) {
+            accepted.push(entry.clone());
+            slot = slot.next();
+        }
+        let restored = Restored {
+            promised: self.disk.promised,
+            commit_slot,
+            log_first: Slot(1),
+            accepted,
+            configurations,
+            remembers: self.disk.remembers,
+        };
+        self.life = Some(Life {
+            core: Paxos::new(self.settings.clone(), restored, now),
+            pending: VecDeque::new(),
+            emitted: 0,
+            noted_commit: commit_slot,
+            checked_commit: Slot::ZERO,
+            digest: 0,
+            reads: VecDeque::new(),
+            released: VecDeque::new(),
+        });
+    }
+
+    /// What a peer asked for, read from the disk.
+    #[must_use]
+    pub fn read_log(&self, read: LogRead) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        for slot in read.first.0..=read.last.0 {
+            let Some(entry) = self.disk.log.get(&Slot(slot)) else { break };
+            bytes += entry.value.bytes.len();
+            if !entries.is_empty() && bytes > read.bytes_max as usize {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        entries
+    }
+}
+
+impl Life {
+    /// The next chosen value: from memory, or from the disk after a restart.
+    #[must_use]
+    pub fn next_to_apply(&self, disk: &Disk) -> Option<(Slot, Value)> {
+        if let Some((slot, value)) = self.core.next_to_apply() {
+            return Some((slot, value.clone()));
+        }
+        let slot = self.core.applied_slot().next();
+        if slot > self.core.commit_slot() {
+            return None;
+        }
+        disk.log.get(&slot).map(|entry| (slot, entry.value.clone()))
+    }
+
+    /// Continues the chain over applied values (FNV-1a).
+    pub fn absorb(&mut self, slot: Slot, value: &Value) {
+        let head = slot.0.to_le_bytes();
+        let kind = [value.kind as u8];
+        for byte in head.iter().chain(&kind).chain(&value.bytes[..]) {
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Random walks over the script harness.
+//!
+//! `WALK_SEEDS=20000 cargo test --release -p quorate-tests --test random_walk` walks more of them,
+//! `WALK_FIRST=n` begins at another one, `WALK_SEED=n` walks one and writes its trace.
+
+use quorate_tests::script::walk::{Walked, walk};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Seeds of an ordinary run of the tests.
+const SEEDS: u64 = 300;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn walk_or_panic(seed: u64, aloud: bool) -> Walked {
+    catch_unwind(AssertUnwindSafe(|| walk(seed, aloud))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Walked { wrong: vec![format!("panic: {text:?}")], ..Walked::default() }
+    })
+}
+
+#[test]
+fn random_walks_stay_safe_and_recover() {
+    if let Some(seed) = variable("WALK_SEED") {
+        let walked = walk_or_panic(seed, true);
+        assert!(walked.wrong.is_empty(), "seed {seed}: {:#?}", walked.wrong);
+        return;
+    }
+    let first = variable("WALK_FIRST").unwrap_or(0);
+    let count = variable("WALK_SEEDS").unwrap_or(SEEDS);
+    let mut delivered: BTreeMap<&str, u64> = BTreeMap::new();
+    let (mut chosen, mut failed) = (0, Vec::new());
+    for seed in first..first + count {
+        let walked = walk_or_panic(seed, false);
+        chosen += walked.chosen;
+        for (kind, times) in walked.delivered {
+            *delivered.entry(kind).or_default() += times;
+        }
+        if !walked.wrong.is_empty() {
+            failed.push((seed, walked.wrong.join("\n")));
+        }
+    }
+    println!("{count} walks, {chosen} slots chosen, delivered {delivered:?}");
+    if let Some((seed, wrong)) = failed.first() {
+        let all: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+        for (seed, wrong) in &failed {
+            println!("seed {seed}: {}", wrong.lines().next().unwrap_or_default());
+        }
+        panic!(
+            "{} of {count} seeds failed: {all:?}\nseed {seed}: {wrong}\nagain: WALK_SEED={seed} \
+             cargo test -p quorate-tests --test random_walk -- --nocapture",
+            failed.len()
+        );
+    }
+    // A kind that never travelled was not tested: the walk must be changed.
+    for kind in ["Nack", "Fetch", "Values", "Behind", "CatchUpReply", "ReadIndexReply"] {
+        assert!(count < SEEDS || delivered.contains_key(kind), "no {kind} in {count} walks");
+    }
+}
