@@ -1,6 +1,6 @@
 //! Opening: format an empty place, or find out what a log holds.
 
-use crate::api::{Damage, End, Identity, LogOptions, Recovered};
+use crate::api::{Damage, LogOptions, Recovered};
 use crate::error::OpenError;
 use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::index::Index;
@@ -254,11 +254,7 @@ impl Found {
             now.epoch = now.epoch.max(self.tail.epoch) + 1;
             now.opened_at = end;
             now.durable = end;
-            let identity = Identity {
-                node: now.node,
-                incarnation: now.incarnation,
-                genesis: now.genesis.clone(),
-            };
+            let identity = now.identity();
             let epoch = now.epoch;
             store.write().map_err(|source| refused(medium, "write", superblock::NAME, source))?;
             (epoch, identity)
@@ -272,10 +268,7 @@ impl Found {
             commit_slot: self.commit_slot,
             first_slot: self.index.first().unwrap_or(last_slot.next()),
             last_slot,
-            end: match self.tail.torn.1 - self.tail.torn.0 {
-                0 => End::Clean,
-                bytes => End::TornTail { bytes },
-            },
+            end: self.tail.verdict(),
             damaged: self.damaged,
         };
         let index = self.index;
@@ -338,11 +331,11 @@ impl<'a> Gather<'a> {
 
     fn take(&mut self, event: &Event<'_>) {
         match event {
-            Event::Segment { .. } => {
+            Event::Segment => {
                 self.found.last_slots.push(Slot::ZERO);
                 self.found.index.break_run();
             }
-            Event::Record { header, position, .. } => {
+            Event::Record { header, position } => {
                 if header.epoch != self.epoch {
                     // Between two openings there may be junk that a reader must not step into.
                     self.epoch = header.epoch;

@@ -20,6 +20,7 @@
 //! judged away. Two things keep them from coming back: they carry a lower epoch than what was
 //! written since, and the superblock says from which position on the last opening wrote.
 
+use crate::api::End;
 use crate::format::{Geometry, HEADER_BYTES, Header, Kind, SegmentHeader, WORD_BYTES};
 use crate::medium::Area;
 use crate::superblock::Superblock;
@@ -36,9 +37,9 @@ pub(crate) struct Present {
 /// What is found, in order.
 pub(crate) enum Event<'a> {
     /// A segment begins.
-    Segment { number: u64 },
+    Segment,
     /// A whole record.
-    Record { header: &'a Header, position: u64, payload: &'a [u8] },
+    Record { header: &'a Header, position: u64 },
     /// A part of the log that was durable and is not whole.
     Damage(Gap),
 }
@@ -77,6 +78,15 @@ pub(crate) struct Tail {
     pub(crate) epoch: u32,
     /// The log ends in a gap: not even a later promise is left to say what was promised in it.
     pub(crate) ends_damaged: bool,
+}
+
+impl Tail {
+    pub(crate) fn verdict(&self) -> End {
+        match self.torn.1 - self.torn.0 {
+            0 => End::Clean,
+            bytes => End::TornTail { bytes },
+        }
+    }
 }
 
 /// Reads all records of `segments`, which are in order.
@@ -127,7 +137,7 @@ impl Scanner<'_> {
     fn segment(&mut self, index: usize) -> io::Result<()> {
         let number = self.segments[index].number;
         self.buffer = load(&self.segments[index], self.geometry.segment_bytes)?;
-        (self.sink)(Event::Segment { number });
+        (self.sink)(Event::Segment);
         let start = self.geometry.position(number, 0);
         let own = SegmentHeader::decode(&self.buffer, &self.geometry, number);
         match own {
@@ -195,9 +205,7 @@ impl Scanner<'_> {
     fn accept(&mut self, number: u64, offset: u64, header: Header) -> u64 {
         let position = self.geometry.position(number, offset);
         self.reach(position, &header);
-        let from = offset as usize + HEADER_BYTES;
-        let payload = &self.buffer[from..from + header.payload_bytes as usize];
-        (self.sink)(Event::Record { header: &header, position, payload });
+        (self.sink)(Event::Record { header: &header, position });
         self.tail.end = position + header.bytes();
         self.tail.epoch = self.tail.epoch.max(header.epoch);
         offset + header.bytes()
@@ -372,5 +380,5 @@ fn load(segment: &Present, segment_bytes: u64) -> io::Result<Vec<u8>> {
 fn read_what_is_there(segment: &Present, offset: u64, into: &mut [u8]) -> io::Result<()> {
     let there = segment.area.bytes().saturating_sub(offset).min(into.len() as u64) as usize;
     into[there..].fill(0);
-    segment.area.read(offset, &mut into[..there])
+    if there == 0 { Ok(()) } else { segment.area.read(offset, &mut into[..there]) }
 }

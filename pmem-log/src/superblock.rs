@@ -4,7 +4,7 @@
 //! [`COPY_BYTES`] in one area. A change writes and persists the first, then the second: at any
 //! moment one of them is whole, and at rest either alone is enough.
 
-use crate::api::MediumKind;
+use crate::api::{Identity, MediumKind};
 use crate::error::OpenError;
 use crate::format::{FORMAT_VERSION, u32_at, u64_at};
 use crate::medium::{Area, Medium};
@@ -57,6 +57,11 @@ enum Unreadable {
 }
 
 impl Superblock {
+    pub(crate) fn identity(&self) -> Identity {
+        let Self { node, incarnation, genesis, .. } = self;
+        Identity { node: *node, incarnation: *incarnation, genesis: genesis.clone() }
+    }
+
     fn encode(&self) -> Vec<u8> {
         let genesis = self.genesis.as_deref().unwrap_or_default();
         let mut bytes = vec![0; GENESIS_OFFSET + genesis.len()];

@@ -1,4 +1,5 @@
 //! Torn tails, flipped bits, failed syncs, full disks, crashes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 

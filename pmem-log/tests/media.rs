@@ -1,4 +1,5 @@
 //! One suite for every medium: the three of the product and the simulated ones.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! A medium that keeps what a device keeps, fails when told, and crashes at a chosen operation.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part of this"
+)]
 
 use bytes::Bytes;
 use quorate_consensus::{Ballot, Entry, Incarnation, NodeId, Slot, Value, ValueKind};
