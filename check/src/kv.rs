@@ -217,17 +217,13 @@ impl Model for Kv {
         state.as_ref().map_or(0, Blob::len)
     }
 
-    fn droppable(
-        &self,
-        initial: &Option<Blob>,
-        operations: &[Operation<KvInput, KvOutput>],
-    ) -> Vec<Vec<usize>> {
+    fn droppable(&self, operations: &[Operation<KvInput, KvOutput>]) -> Vec<Vec<usize>> {
         let mut groups: Vec<Vec<usize>> = (0..operations.len())
             .filter(|&index| self.is_read(&operations[index].input, operations[index].output()))
             .map(|index| vec![index])
             .collect();
         if operations.iter().all(follows_values) {
-            groups.extend(value_groups(initial, operations));
+            groups.extend(value_groups(operations));
         }
         groups
     }
@@ -249,11 +245,9 @@ fn follows_values(operation: &Operation<KvInput, KvOutput>) -> bool {
 ///
 /// Why that is safe: take an order that explains the history and strike these operations out.
 /// While a struck value was current, only struck operations saw it, so what remains meets the
-/// values that it met before. An unknown `Cas` that would now match may still never happen.
-fn value_groups(
-    initial: &Option<Blob>,
-    operations: &[Operation<KvInput, KvOutput>],
-) -> Vec<Vec<usize>> {
+/// values that it met before; so also when the first state has a struck value. An unknown `Cas`
+/// that would now match may still never happen.
+fn value_groups(operations: &[Operation<KvInput, KvOutput>]) -> Vec<Vec<usize>> {
     let mut touching: BTreeMap<&Blob, Vec<usize>> = BTreeMap::new();
     for (index, operation) in operations.iter().enumerate() {
         for value in touched(operation).into_iter().flatten() {
@@ -278,9 +272,7 @@ fn value_groups(
                 }
             }
         }
-        if !values.iter().any(|value| initial.as_ref() == Some(value)) {
-            groups.insert(group.into_iter().collect());
-        }
+        groups.insert(group.into_iter().collect());
     }
     groups.into_iter().collect()
 }

@@ -104,7 +104,7 @@ impl<M: Model> Shrinker<'_, M> {
     }
 
     fn groups(&self) -> Vec<Vec<usize>> {
-        self.model.droppable(&self.minimal.initial, &self.minimal.operations)
+        self.model.droppable(&self.minimal.operations)
     }
 
     fn drop_all(&mut self, groups: &[Vec<usize>]) -> bool {

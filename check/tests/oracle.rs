@@ -199,7 +199,7 @@ proptest! {
         }
         let initial = initial.map(Blob::from);
         let operations = fly_from(&initial, &flights);
-        let groups = Kv.droppable(&initial, &operations);
+        let groups = Kv.droppable(&operations);
         let alone = groups.iter().map(|group| vec![group]).collect::<Vec<_>>();
         let together = vec![(0..).zip(&groups).filter(|(at, _)| pick >> at & 1 == 1).map(|(_, g)| g).collect()];
         for dropped in alone.into_iter().chain(together) {
