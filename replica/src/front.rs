@@ -213,6 +213,12 @@ impl Handle {
         }
     }
 
+    /// Whether the replica's thread has ended.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::Acquire)
+    }
+
     /// The newest status of the replica, at most about 50 ms old.
     #[must_use]
     pub fn status(&self) -> Status {

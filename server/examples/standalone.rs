@@ -50,7 +50,8 @@ impl Backend for Standalone {
     }
 
     fn status_json(&self) -> String {
-        format!("{{\"keys\":{},\"time_ms\":{}}}", self.store().len(), self.store().time_ms())
+        let store = self.store();
+        format!("{{\"keys\":{},\"time_ms\":{}}}", store.len(), store.time_ms())
     }
 
     fn info(&self) -> String {

@@ -1,2 +1,45 @@
-//! Being built.
-fn main() {}
+//! The `quorate` binary; what it does is in the library beside it.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use quorate_server::cli::{Cli, Command, LogFormat};
+use quorate_server::config::Config;
+use quorate_server::{bench, cluster, log_command, serve, status};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    start_logging(cli)?;
+    match &cli.command {
+        Command::Cluster(args) => cluster::run(args, &cli.log),
+        Command::Serve(args) => {
+            serve::serve(&Config::read(&args.config)?, args.stop_with_stdin)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Status(args) => status::run(args),
+        Command::Log(command) => log_command::run(command),
+        Command::Bench(args) => bench::run(args),
+    }
+}
+
+fn start_logging(cli: &Cli) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&cli.log)
+        .map_err(|error| anyhow::anyhow!("--log {}: {error}", cli.log))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => logs.with_target(false).with_ansi(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    Ok(())
+}

@@ -80,12 +80,59 @@ pub struct Spec {
     pub handler: Handler,
 }
 
-impl Spec {
-    /// Whether a request with so many arguments, the name included, is acceptable.
-    pub fn accepts(&self, arguments: usize) -> bool {
-        let least = self.arity.unsigned_abs() as usize;
-        if self.arity < 0 { arguments >= least } else { arguments == least }
+/// The subcommands of a command, each with its arity; none if it has no subcommands.
+pub fn subcommands(name: &str) -> &'static [(&'static str, i32)] {
+    match name {
+        "client" => &[
+            ("getname", 2),
+            ("help", 2),
+            ("id", 2),
+            ("info", 2),
+            ("list", -2),
+            ("no-evict", 3),
+            ("no-touch", 3),
+            ("reply", 3),
+            ("setinfo", 4),
+            ("setname", 3),
+        ],
+        "command" => {
+            &[("count", 2), ("docs", -2), ("getkeys", -4), ("help", 2), ("info", -2), ("list", -2)]
+        }
+        "config" => &[("get", -3), ("help", 2), ("resetstat", 2), ("set", -4)],
+        "quorate" => &[("help", 2), ("status", 2)],
+        _ => &[],
     }
+}
+
+/// Finds the command of a request and checks the number of its arguments, subcommands included;
+/// or the error, worded as in Redis 7.0.
+pub fn resolve(args: Args<'_>) -> Result<&'static Spec, ErrorText> {
+    let spec = args.get(0).and_then(lookup).ok_or_else(|| unknown_command(args))?;
+    if !accepts(spec.arity, args.len()) {
+        return Err(wrong_arity(spec.name));
+    }
+    let (known, Some(word)) = (subcommands(spec.name), args.get(1)) else {
+        return Ok(spec);
+    };
+    match known.iter().find(|(name, _)| word.eq_ignore_ascii_case(name.as_bytes())) {
+        _ if known.is_empty() => Ok(spec),
+        Some((_, arity)) if accepts(*arity, args.len()) => Ok(spec),
+        Some((name, _)) => Err(wrong_arity(&format!("{}|{name}", spec.name))),
+        None => {
+            let word = String::from_utf8_lossy(&word[..word.len().min(QUOTED_BYTES)]);
+            let container = spec.name.to_ascii_uppercase();
+            Err(format!("ERR unknown subcommand '{word}'. Try {container} HELP.").into())
+        }
+    }
+}
+
+/// How much of a request is quoted in an error.
+const QUOTED_BYTES: usize = 128;
+
+/// Whether a request with so many arguments, the name included, fits the arity.
+pub fn accepts(arity: i32, arguments: usize) -> bool {
+    let least = arity.unsigned_abs() as usize;
+    if arity < 0 { arguments >= least } else { arguments == least }
 }
 
 /// Finds a command by its name, in any case.
@@ -100,11 +147,12 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
 }
 
 /// The error for a command that is not in the table, worded as in Redis 7.0.
-pub fn unknown_command(args: Args<'_>) -> ErrorText {
-    /// How much of a request Redis quotes.
-    const QUOTED_BYTES: usize = 128;
+fn unknown_command(args: Args<'_>) -> ErrorText {
     let quote = |bytes: &[u8], limit: usize| {
-        String::from_utf8_lossy(&bytes[..bytes.len().min(limit)]).into_owned()
+        // Redis quotes C strings, which end at a zero.
+        let end = bytes.iter().take(limit).position(|byte| *byte == 0);
+        let end = end.unwrap_or(bytes.len().min(limit));
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
     };
     let name = quote(args.get(0).unwrap_or(b""), QUOTED_BYTES);
     let mut quoted = String::new();

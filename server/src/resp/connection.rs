@@ -18,6 +18,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -26,6 +27,8 @@ use tokio::time::timeout;
 const IDLE_BUFFER_BYTES: usize = 2 * 1024;
 /// The buffer of a connection whose reads fill the smaller one, in bytes.
 const BUSY_BUFFER_BYTES: usize = 64 * 1024;
+/// How long a closed connection is read from, at most.
+const LINGER: Duration = Duration::from_secs(1);
 const MISSING_REPLY: &str = "ERR internal error: malformed reply";
 
 /// One client.
@@ -75,7 +78,7 @@ where
             self.execute_batch().await;
             self.write_output().await?;
             if self.session.closing {
-                return self.stream.shutdown().await;
+                return self.close().await;
             }
             if starved {
                 self.shrink();
@@ -190,6 +193,26 @@ where
             self.input.reserve(BUSY_BUFFER_BYTES);
         }
         Ok(count > 0)
+    }
+
+    /// Closes after the last reply. What the client still sends is read and thrown away for a
+    /// moment: closing on unread bytes would reset the connection, and the reply would be lost.
+    async fn close(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        self.input = BytesMut::with_capacity(BUSY_BUFFER_BYTES);
+        let drained = async {
+            let mut left = self.settings.max_request_bytes;
+            while left > 0 {
+                self.input.clear();
+                match self.stream.read_buf(&mut self.input).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => left = left.saturating_sub(count),
+                }
+            }
+        };
+        // Whether the client has seen the end by now is its own affair.
+        let _ = timeout(LINGER, drained).await;
+        Ok(())
     }
 
     /// Gives back memory before the connection waits, so that an idle one takes little.

@@ -1,7 +1,7 @@
 //! The commands that the front end answers itself.
 
 use super::backend::Backend;
-use super::commands::{Local, Spec, lookup, table, wrong_arity};
+use super::commands::{Local, Spec, accepts, lookup, subcommands, table, wrong_arity};
 use super::session::{ReplyMode, Session};
 use super::writer::{Protocol, Writer};
 use crate::kv::{Args, glob, parse_integer};
@@ -24,6 +24,16 @@ pub(super) fn run<B: Backend>(
     out: &mut BytesMut,
 ) {
     let mut writer = Writer::new(out, session.protocol);
+    let container = match local {
+        Local::Client => "client",
+        Local::Command => "command",
+        Local::Config => "config",
+        Local::Quorate => "quorate",
+        _ => "",
+    };
+    if !container.is_empty() && args.get(1).is_some_and(|word| is(word, "help")) {
+        return help(container, &mut writer);
+    }
     match local {
         Local::Ping => match args.len() {
             1 => writer.simple("PONG"),
@@ -31,8 +41,10 @@ pub(super) fn run<B: Backend>(
             _ => writer.error(&wrong_arity("ping")),
         },
         Local::Echo => writer.bulk(args.at(1)),
-        Local::Select => match parse_integer(args.at(1)).and_then(|n| i32::try_from(n).ok()) {
+        Local::Select => match parse_integer(args.at(1)) {
             Some(0) => writer.ok(),
+            Some(index) if i32::try_from(index).is_err() => writer
+                .error("ERR value is out of range, value must between -2147483648 and 2147483647"),
             Some(_) => writer.error("ERR DB index is out of range"),
             None => writer.error(NOT_AN_INTEGER),
         },
@@ -50,13 +62,7 @@ pub(super) fn run<B: Backend>(
             let text = info(session, args.from(1), &backend.info());
             writer.verbatim(&text);
         }
-        Local::Quorate => match args.at(1) {
-            word if is(word, "status") && args.len() == 2 => {
-                writer.bulk(backend.status_json().as_bytes());
-            }
-            word if is(word, "status") => writer.error(&wrong_arity("quorate|status")),
-            word => unknown_subcommand(word, "QUORATE", &mut writer),
-        },
+        Local::Quorate => writer.bulk(backend.status_json().as_bytes()),
         Local::ReadOnly => {
             session.stale = true;
             writer.ok();
@@ -78,9 +84,13 @@ fn is(text: &[u8], word: &str) -> bool {
     text.eq_ignore_ascii_case(word.as_bytes())
 }
 
-fn unknown_subcommand(word: &[u8], command: &str, writer: &mut Writer<'_>) {
-    let word = String::from_utf8_lossy(&word[..word.len().min(128)]);
-    writer.error(&format!("ERR unknown subcommand '{word}'. Try {command} HELP."));
+/// `HELP` of a command with subcommands.
+fn help(container: &str, writer: &mut Writer<'_>) {
+    let known = subcommands(container);
+    writer.array(known.len() + 1);
+    let container = container.to_ascii_uppercase();
+    writer.simple(&format!("{container} <subcommand> [<arg> ...]. Subcommands are:"));
+    known.iter().for_each(|(name, _)| writer.simple(&name.to_ascii_uppercase()));
 }
 
 /// Every acknowledged write is on a majority already, so there is nothing to wait for.
@@ -166,16 +176,6 @@ fn is_valid_name(name: &[u8]) -> bool {
 fn client(session: &mut Session, args: Args<'_>, out: &mut BytesMut) {
     let mut writer = Writer::new(out, session.protocol);
     let word = String::from_utf8_lossy(args.at(1)).to_ascii_lowercase();
-    let expected = match word.as_str() {
-        "id" | "getname" | "info" => 2..=2,
-        "setname" | "reply" | "no-evict" | "no-touch" => 3..=3,
-        "setinfo" => 4..=4,
-        "list" => 2..=usize::MAX,
-        _ => return unknown_subcommand(args.at(1), "CLIENT", &mut writer),
-    };
-    if !expected.contains(&args.len()) {
-        return writer.error(&wrong_arity(&format!("client|{word}")));
-    }
     match word.as_str() {
         "id" => writer.int(session.id as i64),
         "getname" if session.name.is_empty() => writer.nil(),
@@ -265,8 +265,7 @@ fn command(args: Args<'_>, writer: &mut Writer<'_>) {
                 }
             }
         }
-        Some(word) if is(word, "getkeys") => command_keys(args.from(2), writer),
-        Some(word) => unknown_subcommand(word, "COMMAND", writer),
+        Some(_) => command_keys(args.from(2), writer),
     }
 }
 
@@ -287,7 +286,7 @@ fn command_keys(args: Args<'_>, writer: &mut Writer<'_>) {
     let Some(spec) = args.get(0).and_then(lookup) else {
         return writer.error("ERR Invalid command specified");
     };
-    if !spec.accepts(args.len()) {
+    if !accepts(spec.arity, args.len()) {
         return writer.error("ERR Invalid number of arguments specified for command");
     }
     let [first, last, step] = spec.keys;
@@ -305,7 +304,7 @@ fn command_keys(args: Args<'_>, writer: &mut Writer<'_>) {
 fn config(session: &Session, args: Args<'_>, writer: &mut Writer<'_>) {
     let settings = &session.settings;
     let word = args.at(1);
-    if is(word, "resetstat") && args.len() == 2 {
+    if is(word, "resetstat") {
         return writer.ok();
     }
     if is(word, "set") {
@@ -313,12 +312,6 @@ fn config(session: &Session, args: Args<'_>, writer: &mut Writer<'_>) {
             "ERR CONFIG SET is not supported: settings are read from the configuration when the \
              server starts",
         );
-    }
-    if !is(word, "get") {
-        return unknown_subcommand(word, "CONFIG", writer);
-    }
-    if args.len() < 3 {
-        return writer.error(&wrong_arity("config|get"));
     }
     let idle_seconds = settings.idle_timeout.map_or(0, |timeout| timeout.as_secs());
     let known = [

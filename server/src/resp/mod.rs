@@ -18,6 +18,8 @@ mod parse;
 pub mod parser;
 mod session;
 mod settings;
+#[cfg(test)]
+mod tests;
 pub mod writer;
 
 pub use backend::{Backend, SubmitError};

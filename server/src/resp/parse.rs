@@ -141,9 +141,19 @@ impl<'a> ExpiryOption<'a> {
     }
 
     fn expiry(&self, name: &str) -> Result<Expiry, ErrorText> {
-        let amount = positive(self.value, self.word.starts_with('e'), name)?;
+        Ok(self.with(positive(self.value, self.word.starts_with('e'), name)?))
+    }
+
+    /// For `GETEX`, which looks at the key before it looks at the amount: what is invalid becomes
+    /// a negative one, which the store refuses.
+    fn unchecked_expiry(&self) -> Result<Expiry, ErrorText> {
+        integer(self.value)?;
+        Ok(self.with(positive(self.value, self.word.starts_with('e'), "").unwrap_or(-1)))
+    }
+
+    fn with(&self, milliseconds: i64) -> Expiry {
         let absolute = self.word.ends_with("at");
-        Ok(if absolute { Expiry::At(amount) } else { Expiry::In(amount) })
+        if absolute { Expiry::At(milliseconds) } else { Expiry::In(milliseconds) }
     }
 }
 
@@ -225,7 +235,7 @@ pub(super) fn getex(args: Args<'_>) -> Parsed<'_> {
     }
     let key = args.at(1);
     match expiry {
-        Some(option) => Ok(Command::GetEx { key, expiry: option.expiry("getex")? }),
+        Some(option) => Ok(Command::GetEx { key, expiry: option.unchecked_expiry()? }),
         None if persist => Ok(Command::GetEx { key, expiry: Expiry::None }),
         // Without an option nothing changes, so it need not go through the log.
         None => Ok(Command::Get { key }),

@@ -1,7 +1,7 @@
 //! What a connection remembers between requests, and how each request changes it.
 
 use super::batch::{Batch, Slot};
-use super::commands::{Control, ErrorText, Handler, Local, lookup, unknown_command, wrong_arity};
+use super::commands::{Control, ErrorText, Handler, Local, resolve};
 use super::listener::Shared;
 use super::settings::Settings;
 use super::writer::{Protocol, Writer};
@@ -184,15 +184,12 @@ impl Session {
         batch: &mut Batch,
         local: impl FnOnce(&mut Session, Local, Args<'_>, &mut BytesMut),
     ) -> Flow {
-        let Some(name) = args.get(0) else {
+        if args.is_empty() {
             return Flow::Continue;
-        };
-        let spec = match lookup(name) {
-            None => return self.refuse(batch, &unknown_command(args)),
-            Some(spec) if !spec.accepts(args.len()) => {
-                return self.refuse(batch, &wrong_arity(spec.name));
-            }
-            Some(spec) => spec,
+        }
+        let spec = match resolve(args) {
+            Ok(spec) => spec,
+            Err(text) => return self.refuse(batch, &text),
         };
         match spec.handler {
             Handler::Control(control) => self.control(control, args, batch),

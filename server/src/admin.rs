@@ -1,0 +1,46 @@
+//! A small blocking client: asks a replica for its status through its Redis port.
+
+use crate::report::Report;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+/// How long one replica may take to answer.
+const TIMEOUT: Duration = Duration::from_millis(1_000);
+/// A report is a few kilobytes.
+const REPLY_BYTES_MAX: usize = 1 << 20;
+
+/// Why a replica gave no report.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// No connection, or it broke.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Something else listens there, or another version.
+    #[error("it answered something that is no status: {0}")]
+    Answer(String),
+}
+
+/// Asks the replica at `address` for its report.
+///
+/// # Errors
+/// [`AdminError`].
+pub fn status(address: &str) -> Result<Report, AdminError> {
+    let mut resolved = address.to_socket_addrs()?;
+    let target = resolved.next().ok_or_else(|| io::Error::other("the name has no address"))?;
+    let mut stream = TcpStream::connect_timeout(&target, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(b"*2\r\n$7\r\nQUORATE\r\n$6\r\nSTATUS\r\n")?;
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.by_ref().take(1024).read_line(&mut line)?;
+    let length: usize = line
+        .strip_prefix('$')
+        .and_then(|rest| rest.trim_end().parse().ok())
+        .filter(|length| *length <= REPLY_BYTES_MAX)
+        .ok_or_else(|| AdminError::Answer(line.trim_end().to_string()))?;
+    let mut text = vec![0; length];
+    reader.read_exact(&mut text)?;
+    serde_json::from_slice(&text).map_err(|error| AdminError::Answer(error.to_string()))
+}

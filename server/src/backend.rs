@@ -1,0 +1,112 @@
+//! The Redis front end's way to the replica of its process.
+
+use crate::report::Report;
+use crate::resp::{Backend, SubmitError};
+use quorate::{Bytes, Consistency, Failure, Handle, NodeId, Pending, Reason, RoleName};
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// What a follower does with commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnFollower {
+    /// Passes them to the leader, and answers when they are applied here.
+    #[default]
+    Forward,
+    /// Answers with where the leader is.
+    Redirect,
+}
+
+/// A replica, as the front end sees it.
+#[derive(Clone, Debug)]
+pub struct ReplicaBackend {
+    handle: Handle,
+    on_follower: OnFollower,
+    /// The client address of each member.
+    members: Arc<[(NodeId, String)]>,
+}
+
+impl ReplicaBackend {
+    /// Serves clients from `handle`'s replica.
+    #[must_use]
+    pub fn new(handle: Handle, on_follower: OnFollower, members: Vec<(NodeId, String)>) -> Self {
+        Self { handle, on_follower, members: members.into() }
+    }
+
+    /// Refuses what is not for a follower, where redirects were asked for.
+    fn check_leads(&self) -> Result<(), SubmitError> {
+        if self.on_follower == OnFollower::Forward {
+            return Ok(());
+        }
+        let status = self.handle.status();
+        if status.role == RoleName::Leader {
+            return Ok(());
+        }
+        let Some(leader) = status.leader else { return Err(SubmitError::NoLeader) };
+        let address = self.members.iter().find(|(node, _)| *node == leader);
+        Err(SubmitError::NotLeader { leader: address.map(|(_, address)| address.clone()) })
+    }
+
+    async fn outcome(pending: Pending) -> Result<Bytes, SubmitError> {
+        pending.await.map_err(|failure| match failure {
+            Failure::Unknown(reason) => SubmitError::Unknown(reason.to_string()),
+            Failure::Rejected(Reason::Busy) => SubmitError::Busy,
+            Failure::Rejected(Reason::NoLeader) => SubmitError::NoLeader,
+            Failure::Rejected(Reason::Stopped) => SubmitError::ShuttingDown,
+            Failure::Rejected(Reason::TooLarge { length, limit }) => {
+                SubmitError::TooLarge { bytes: length, limit }
+            }
+            Failure::Rejected(reason) => SubmitError::Rejected(reason.to_string()),
+        })
+    }
+}
+
+impl Backend for ReplicaBackend {
+    async fn write(&self, count: usize, commands: Bytes) -> Result<Bytes, SubmitError> {
+        self.check_leads()?;
+        Self::outcome(self.handle.propose_items(count as u32, commands)).await
+    }
+
+    async fn read(&self, count: usize, queries: Bytes, stale: bool) -> Result<Bytes, SubmitError> {
+        let consistency = if stale {
+            Consistency::Stale
+        } else {
+            self.check_leads()?;
+            Consistency::Linearizable
+        };
+        Self::outcome(self.handle.query_items(count as u32, queries, consistency)).await
+    }
+
+    fn status_json(&self) -> String {
+        let report = Report::from(&self.handle.status());
+        serde_json::to_string(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    }
+
+    fn info(&self) -> String {
+        let status = self.handle.status();
+        let mut info = String::new();
+        let role = if status.role == RoleName::Leader { "master" } else { "slave" };
+        let connected = status.peers.iter().filter(|peer| peer.link.data_up).count();
+        let leader = status.leader.map_or(String::from("none"), |node| node.to_string());
+        // Writing to a string cannot fail.
+        let _ = write!(
+            info,
+            "# Replication\r\nrole:{role}\r\nconnected_slaves:{connected}\r\n\
+             quorate_node:{}\r\nquorate_role:{}\r\nquorate_leader:{leader}\r\nquorate_ballot:{}\r\n\
+             quorate_commit_slot:{}\r\nquorate_applied_slot:{}\r\n\
+             # Persistence\r\nloading:0\r\naof_enabled:1\r\nquorate_medium:{}\r\n\
+             quorate_durability:{}\r\n",
+            status.node,
+            status.role,
+            status.ballot,
+            status.commit_slot,
+            status.applied_slot,
+            status.medium,
+            status.durability,
+        );
+        info
+    }
+
+    fn acknowledged_replicas(&self) -> u32 {
+        (self.members.len() / 2) as u32
+    }
+}

@@ -1,0 +1,136 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A linearizable, durable key-value store that speaks the Redis protocol.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What to log: error, warn, info, debug, trace, or a filter like `quorate=debug,info`.
+    #[arg(long, global = true, default_value = "info", value_name = "FILTER")]
+    pub log: String,
+    /// How to log it.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a whole cluster on this machine, one process for each replica.
+    Cluster(ClusterArgs),
+    /// Runs one replica.
+    Serve(ServeArgs),
+    /// Shows how a cluster is doing. Exit code 0: it serves; 1: it does not, or somebody is missing.
+    Status(StatusArgs),
+    /// Looks at a log without changing it.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Measures a cluster of three processes on this machine.
+    Bench(BenchArgs),
+}
+
+/// `quorate cluster`
+#[derive(Clone, Debug, Args)]
+pub struct ClusterArgs {
+    /// How many replicas.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub replicas: u16,
+    /// Where the replicas keep their data; started again with the same folder, the cluster continues.
+    /// By default a folder under the user's data directory.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Replica I serves clients on port BASE + I - 1, its peers on BASE + 99 + I, metrics on
+    /// BASE + 199 + I.
+    #[arg(long, default_value_t = 7000, value_name = "PORT",
+          value_parser = clap::value_parser!(u16).range(1..=65_000))]
+    pub base_port: u16,
+    /// What an acknowledged write survives: `file` (power failure), `emulated` (the death of all
+    /// processes), `memory` (nothing). `file` for a new cluster, what it has for an old one.
+    #[arg(long, value_name = "MEDIUM")]
+    pub durability: Option<String>,
+    /// What carries the traffic between replicas.
+    #[arg(long, default_value = "tcp")]
+    pub transport: String,
+}
+
+/// `quorate serve`
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The configuration, TOML; see docs/configuration.md.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Ends when standard input ends: for a parent process that must not leave us behind.
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
+}
+
+/// `quorate status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Prints one JSON array with a report of each replica.
+    #[arg(long)]
+    pub json: bool,
+    /// Client addresses of the replicas to ask, as HOST:PORT.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with_all = ["config", "dir"])]
+    pub addr: Vec<String>,
+    /// Asks all members that this configuration names.
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    pub config: Option<PathBuf>,
+    /// Asks the cluster that `quorate cluster --dir DIR` runs; its default folder by default.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// `quorate log`
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Prints what a log holds, record by record.
+    Inspect(LogArgs),
+    /// Checks every byte of a log. Exit code 0: it is sound; 1: it is not.
+    Verify(LogArgs),
+}
+
+/// A log directory.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// The directory of one replica's log.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// `quorate bench`
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Which durabilities, comma separated.
+    #[arg(long, default_value = "memory,emulated,file", value_delimiter = ',')]
+    pub durability: Vec<String>,
+    /// How many commands in flight, comma separated.
+    #[arg(long, default_value = "1,16,256,4096", value_delimiter = ',')]
+    pub in_flight: Vec<usize>,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 64)]
+    pub value_bytes: usize,
+    /// Seconds for each figure.
+    #[arg(long, default_value_t = 4)]
+    pub seconds: u64,
+    /// First port used; see `quorate cluster --help`.
+    #[arg(long, default_value_t = 17_000)]
+    pub base_port: u16,
+    /// Where the replicas keep their data for the time of the measurement; the disk under test.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}

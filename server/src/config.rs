@@ -1,0 +1,340 @@
+//! The configuration file of `quorate serve`: TOML, every key documented in `docs/configuration.md`,
+//! unknown keys refused with the nearest known one named.
+
+use quorate::{MediumKind, NodeId, NodeOptions};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This replica.
+    pub replica: ReplicaConfig,
+    /// All founding members, this replica included.
+    #[serde(rename = "member")]
+    pub members: Vec<MemberConfig>,
+    /// The Redis front end.
+    #[serde(default)]
+    pub client: ClientConfig,
+    /// The Prometheus endpoint.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
+    /// Timers of the protocol.
+    #[serde(default)]
+    pub timers: TimerConfig,
+    /// Limits.
+    #[serde(default)]
+    pub limits: LimitConfig,
+}
+
+/// `[replica]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaConfig {
+    /// The number of this replica, 1..=65535: one of the members.
+    pub node: u16,
+    /// Where the log lives.
+    pub directory: PathBuf,
+    /// `file`, `emulated` or `memory`.
+    #[serde(default = "default_durability")]
+    pub durability: String,
+    /// What carries the traffic between replicas: `tcp`.
+    #[serde(default = "default_transport")]
+    pub transport: String,
+    /// The address to listen on for peers, where it is not the member's own `peer` address.
+    pub listen_peer: Option<String>,
+    /// Microseconds that the replica's thread spins before it sleeps. 0 is right where replicas share
+    /// cores with others; 20 to 50 where each has a core of its own and latency matters.
+    #[serde(default)]
+    pub spin_us: u64,
+    /// Bytes of a log segment.
+    #[serde(default = "default_segment_bytes")]
+    pub segment_bytes: u64,
+}
+
+/// `[[member]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberConfig {
+    /// Its number.
+    pub node: u16,
+    /// `HOST:PORT` where the other replicas reach it.
+    pub peer: String,
+    /// `HOST:PORT` where clients reach it.
+    pub client: String,
+}
+
+/// `[client]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientConfig {
+    /// The address to listen on, where it is not the member's own `client` address.
+    pub listen: Option<String>,
+    /// What a follower does with commands: `forward` them, or `redirect` the client.
+    pub on_follower: String,
+    /// Connections at the most.
+    pub connections_max: usize,
+    /// The longest value in bytes.
+    pub value_bytes_max: usize,
+    /// Commands of one connection that are executed as one batch.
+    pub batch_commands_max: usize,
+    /// Threads of the front end; 0 for as many as there are cores, at most 4.
+    pub threads: usize,
+    /// A request without an outcome after this long gets an error.
+    pub request_timeout_ms: u64,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// `HOST:PORT` of the Prometheus endpoint; none for no endpoint.
+    pub listen: Option<String>,
+}
+
+/// `[timers]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimerConfig {
+    /// How often a replica shows that it lives.
+    pub heartbeat_ms: u64,
+    /// A leader unheard for this long may be replaced; at least three heartbeats.
+    pub election_timeout_min_ms: u64,
+    /// Waits for an election are drawn from min to max.
+    pub election_timeout_max_ms: u64,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitConfig {
+    /// A batch takes no further submission beyond this many bytes.
+    pub batch_bytes_max: usize,
+    /// Slots in flight.
+    pub window_slots_max: u64,
+    /// Payload bytes in flight.
+    pub window_bytes_max: usize,
+    /// Payload bytes kept in memory for followers that are behind.
+    pub cache_bytes_max: usize,
+    /// Bytes of the ring that each peer may write into.
+    pub ring_bytes: usize,
+}
+
+fn default_durability() -> String {
+    "file".into()
+}
+
+fn default_transport() -> String {
+    "tcp".into()
+}
+
+fn default_segment_bytes() -> u64 {
+    64 << 20
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            on_follower: "forward".into(),
+            connections_max: 10_000,
+            value_bytes_max: 8 << 20,
+            batch_commands_max: 1024,
+            threads: 0,
+            request_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Default for TimerConfig {
+    fn default() -> Self {
+        Self { heartbeat_ms: 25, election_timeout_min_ms: 200, election_timeout_max_ms: 400 }
+    }
+}
+
+impl Default for LimitConfig {
+    fn default() -> Self {
+        let options = NodeOptions::new(NodeId(1), Vec::new(), 0);
+        Self {
+            batch_bytes_max: options.batch_bytes_max,
+            window_slots_max: options.window_slots_max,
+            window_bytes_max: options.window_bytes_max,
+            cache_bytes_max: options.cache_bytes_max,
+            ring_bytes: options.ring_bytes,
+        }
+    }
+}
+
+/// Why a configuration cannot be used. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {text}")]
+    Text {
+        /// Which file.
+        path: PathBuf,
+        /// What and where.
+        text: String,
+    },
+    /// The keys contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+/// Bytes of a command beside its value: key, options, framing.
+const COMMAND_OVERHEAD_BYTES: usize = 256 << 10;
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        let config =
+            Self::parse(&text).map_err(|text| ConfigError::Text { path: path.into(), text })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// What is wrong, where, and the nearest known key if one is misspelt.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| with_suggestion(&error.to_string()))
+    }
+
+    /// Checks that the keys go together.
+    ///
+    /// # Errors
+    /// [`ConfigError::Contradiction`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let contradiction = |text: String| Err(ConfigError::Contradiction(text));
+        let node = self.replica.node;
+        if self.member(node).is_none() {
+            return contradiction(format!(
+                "replica.node is {node}, but no [[member]] has that number"
+            ));
+        }
+        if let Err(text) = self.replica.durability.parse::<MediumKind>() {
+            return contradiction(format!("replica.durability: {text}"));
+        }
+        if self.replica.transport != "tcp" {
+            return contradiction(format!(
+                "replica.transport = \"{}\": this build knows \"tcp\" only",
+                self.replica.transport
+            ));
+        }
+        if !["forward", "redirect"].contains(&self.client.on_follower.as_str()) {
+            return contradiction(format!(
+                "client.on_follower = \"{}\": use \"forward\" or \"redirect\"",
+                self.client.on_follower
+            ));
+        }
+        self.node_options().check().map_err(ConfigError::Contradiction)
+    }
+
+    /// The member with this number.
+    #[must_use]
+    pub fn member(&self, node: u16) -> Option<&MemberConfig> {
+        self.members.iter().find(|member| member.node == node)
+    }
+
+    /// The medium, if the word for it is known.
+    #[must_use]
+    pub fn medium(&self) -> MediumKind {
+        self.replica.durability.parse().unwrap_or(MediumKind::File)
+    }
+
+    /// What the replica is told; its seed is set by whoever starts it.
+    #[must_use]
+    pub fn node_options(&self) -> NodeOptions {
+        let members = self.members.iter().map(|member| NodeId(member.node)).collect();
+        let mut options = NodeOptions::new(NodeId(self.replica.node), members, 0);
+        options.heartbeat_interval = Duration::from_millis(self.timers.heartbeat_ms);
+        options.election_timeout_min = Duration::from_millis(self.timers.election_timeout_min_ms);
+        options.election_timeout_max = Duration::from_millis(self.timers.election_timeout_max_ms);
+        options.request_timeout = Duration::from_millis(self.client.request_timeout_ms);
+        options.command_bytes_max = self.client.value_bytes_max + COMMAND_OVERHEAD_BYTES;
+        options.batch_bytes_max = self.limits.batch_bytes_max;
+        options.window_slots_max = self.limits.window_slots_max;
+        options.window_bytes_max = self.limits.window_bytes_max;
+        options.cache_bytes_max = self.limits.cache_bytes_max;
+        options.ring_bytes = self.limits.ring_bytes;
+        options.spin = Duration::from_micros(self.replica.spin_us);
+        options
+    }
+}
+
+/// Adds the nearest known key to a message about an unknown one.
+fn with_suggestion(message: &str) -> String {
+    let quoted: Vec<&str> = message
+        .find("unknown field")
+        .map(|at| message[at..].split('`').skip(1).step_by(2).collect())
+        .unwrap_or_default();
+    let Some((unknown, known)) = quoted.split_first() else { return message.to_string() };
+    let distance = |key: &&&str| strsim::damerau_levenshtein(unknown, key);
+    match known.iter().min_by_key(distance) {
+        Some(nearest) => format!("{}\ndid you mean `{nearest}`?", message.trim_end()),
+        None => message.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        [replica]
+        node = 1
+        directory = "data"
+        [[member]]
+        node = 1
+        peer = "127.0.0.1:7101"
+        client = "127.0.0.1:7001"
+    "#;
+
+    #[test]
+    fn a_minimal_file_gets_all_defaults_and_survives_a_round_trip() {
+        let config = Config::parse(MINIMAL).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.medium(), MediumKind::File);
+        assert_eq!(config.client.value_bytes_max, 8 << 20);
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(Config::parse(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_the_nearest_one() {
+        let text = MINIMAL.replace("directory", "directroy");
+        let message = Config::parse(&text).unwrap_err();
+        assert!(message.contains("did you mean `directory`?"), "{message}");
+        let text = format!("{MINIMAL}\n[timers]\nheartbeat = 3\n");
+        let message = Config::parse(&text).unwrap_err();
+        assert!(message.contains("did you mean `heartbeat_ms`?"), "{message}");
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let of = |text: &str| Config::parse(text).unwrap().check().unwrap_err().to_string();
+        assert!(of(&MINIMAL.replacen("node = 1", "node = 2", 1)).contains("replica.node is 2"));
+        let text = MINIMAL.replace("directory =", "durability = \"disk\"\ndirectory =");
+        assert!(of(&text).contains("'disk'"));
+        let text = format!("{MINIMAL}\n[timers]\nheartbeat_ms = 100\n");
+        assert!(of(&text).contains("three heartbeats"));
+        let text = format!("{MINIMAL}\n[client]\non_follower = \"drop\"\n");
+        assert!(of(&text).contains("redirect"));
+    }
+}

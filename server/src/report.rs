@@ -1,0 +1,233 @@
+//! The status of a replica as JSON: what `QUORATE STATUS` answers and `quorate status --json` prints.
+
+use quorate::{Latencies, Status};
+use serde::{Deserialize, Serialize};
+
+/// A replica at one moment. Fields are added over time, never renamed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The replica's number.
+    pub node: u16,
+    /// The process that runs it.
+    pub process: u32,
+    /// The cluster's number, 16 hexadecimal digits; empty before it is founded.
+    pub cluster: String,
+    /// `leader`, `follower`, `candidate` or `learner`.
+    pub role: String,
+    /// Who leads, as far as it knows.
+    pub leader: Option<u16>,
+    /// Under which ballot: `ROUND.NODE`.
+    pub ballot: String,
+    /// Everything up to it is known chosen.
+    pub commit_slot: u64,
+    /// The state machine has seen everything up to it.
+    pub applied_slot: u64,
+    /// The newest slot accepted.
+    pub last_slot: u64,
+    /// The fingerprint of the data at `applied_slot`, 16 hexadecimal digits.
+    pub digest: String,
+    /// Whether its votes count.
+    pub votes: bool,
+    /// What keeps the log: `file`, `emulated` or `memory`.
+    pub medium: String,
+    /// What an acknowledged write survives at this replica.
+    pub durability: String,
+    /// What is wrong and what to do; empty when all is well.
+    pub trouble: String,
+    /// The other replicas as this one sees them.
+    pub peers: Vec<PeerReport>,
+    /// Requests of clients that wait for a leader, for room or for a read.
+    pub waiting_requests: usize,
+    /// Commands under way.
+    pub commands_in_flight: usize,
+    /// Payload bytes of the log held in memory.
+    pub window_bytes: usize,
+    /// Counters since the replica's thread started.
+    pub counters: CounterReport,
+    /// Histograms.
+    pub latencies: LatencyReport,
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its number.
+    pub node: u16,
+    /// What carries the link: `tcp`, …
+    pub carrier: String,
+    /// Whether the control lane is up.
+    pub control_up: bool,
+    /// Whether the data lane is up.
+    pub data_up: bool,
+    /// Milliseconds since it was heard.
+    pub heard_ms_ago: Option<u64>,
+    /// What it knows chosen.
+    pub commit_slot: u64,
+    /// What its state machine has seen.
+    pub applied_slot: u64,
+    /// Slots that it still has to vote for, as its leader sees it.
+    pub lag: Option<u64>,
+    /// Whether its votes count.
+    pub votes: bool,
+    /// Whether its log failed.
+    pub poisoned: bool,
+    /// Bytes in the send queues to it.
+    pub queued_bytes: usize,
+    /// How often a lane was rebuilt.
+    pub reconnects: u64,
+    /// The last failure of the link.
+    pub last_error: String,
+}
+
+/// Counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterReport {
+    /// Commands applied by the state machine.
+    pub commands_applied: u64,
+    /// Commands that had been applied before.
+    pub duplicates: u64,
+    /// Groups rejected because something before them was lost on the way.
+    pub gaps: u64,
+    /// Batches proposed as leader.
+    pub batches_proposed: u64,
+    /// Commands in them.
+    pub commands_proposed: u64,
+    /// Linearizable reads.
+    pub reads: u64,
+    /// Stale reads.
+    pub stale_reads: u64,
+    /// Requests that got an error.
+    pub failures: u64,
+    /// Times it became leader.
+    pub leaderships: u64,
+    /// Times the known leader changed.
+    pub leader_changes: u64,
+    /// Turns of the loop.
+    pub steps: u64,
+    /// Times the thread slept.
+    pub parks: u64,
+    /// Records appended to the log.
+    pub log_records: u64,
+    /// Bytes written to the log.
+    pub log_bytes: u64,
+    /// Flushes of the log.
+    pub log_flushes: u64,
+}
+
+/// Histograms, in microseconds (batch: commands).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatencyReport {
+    /// From a client's submission at this replica to its reply.
+    pub request: Quantiles,
+    /// From proposal to commit, as leader.
+    pub commit: Quantiles,
+    /// A flush of the log.
+    pub flush: Quantiles,
+    /// Commands in a batch.
+    pub batch: Quantiles,
+}
+
+/// A histogram in six numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// How many values.
+    pub count: u64,
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// Largest.
+    pub max: u64,
+}
+
+impl From<&Status> for Report {
+    fn from(status: &Status) -> Self {
+        Self {
+            node: status.node.0,
+            process: std::process::id(),
+            cluster: status.cluster.map(|cluster| format!("{cluster:016x}")).unwrap_or_default(),
+            role: status.role.to_string(),
+            leader: status.leader.map(|node| node.0),
+            ballot: status.ballot.to_string(),
+            commit_slot: status.commit_slot.0,
+            applied_slot: status.applied_slot.0,
+            last_slot: status.last_slot.0,
+            digest: format!("{:016x}", status.digest),
+            votes: status.votes,
+            medium: status.medium.to_string(),
+            durability: status.durability.to_string(),
+            trouble: status.trouble.clone(),
+            peers: status.peers.iter().map(peer).collect(),
+            waiting_requests: status.waiting_requests,
+            commands_in_flight: status.commands_in_flight,
+            window_bytes: status.window_bytes,
+            counters: counters(status),
+            latencies: latencies(&status.latencies),
+        }
+    }
+}
+
+fn peer(peer: &quorate::PeerStatus) -> PeerReport {
+    PeerReport {
+        node: peer.node.0,
+        carrier: peer.link.carrier.to_string(),
+        control_up: peer.link.control_up,
+        data_up: peer.link.data_up,
+        heard_ms_ago: peer.heard_ms_ago,
+        commit_slot: peer.commit_slot.0,
+        applied_slot: peer.applied_slot.0,
+        lag: peer.lag,
+        votes: peer.votes,
+        poisoned: peer.poisoned,
+        queued_bytes: peer.link.queued_bytes,
+        reconnects: peer.link.reconnects,
+        last_error: peer.link.last_error.clone(),
+    }
+}
+
+fn counters(status: &Status) -> CounterReport {
+    let counters = &status.counters;
+    CounterReport {
+        commands_applied: counters.commands_applied,
+        duplicates: counters.duplicates,
+        gaps: counters.gaps,
+        batches_proposed: counters.batches_proposed,
+        commands_proposed: counters.commands_proposed,
+        reads: counters.reads,
+        stale_reads: counters.stale_reads,
+        failures: counters.failures,
+        leaderships: counters.leaderships,
+        leader_changes: counters.leader_changes,
+        steps: counters.steps,
+        parks: counters.parks,
+        log_records: status.log.records,
+        log_bytes: status.log.bytes_written,
+        log_flushes: status.log.flushes,
+    }
+}
+
+fn latencies(latencies: &Latencies) -> LatencyReport {
+    LatencyReport {
+        request: quantiles(&latencies.request),
+        commit: quantiles(&latencies.commit),
+        flush: quantiles(&latencies.flush),
+        batch: quantiles(&latencies.batch),
+    }
+}
+
+/// The six numbers of a histogram.
+#[must_use]
+pub fn quantiles(histogram: &hdrhistogram::Histogram<u64>) -> Quantiles {
+    Quantiles {
+        count: histogram.len(),
+        p50: histogram.value_at_quantile(0.5),
+        p90: histogram.value_at_quantile(0.9),
+        p99: histogram.value_at_quantile(0.99),
+        p999: histogram.value_at_quantile(0.999),
+        max: histogram.max(),
+    }
+}

@@ -1,0 +1,205 @@
+//! `quorate status`: the cluster in a few lines that say what to do.
+
+use crate::admin;
+use crate::cli::StatusArgs;
+use crate::cluster::{self, Manifest};
+use crate::config::Config;
+use crate::report::Report;
+use anyhow::{Context, Result};
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+/// One replica's answer, or why there is none.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its client address.
+    pub address: String,
+    /// Its report.
+    pub report: Result<Report, String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When it is not known whom to ask.
+pub fn run(args: &StatusArgs) -> Result<ExitCode> {
+    let addresses = addresses(args)?;
+    let answers = ask(&addresses);
+    if args.json {
+        println!("{}", json(&answers));
+    } else {
+        print!("{}", text(&answers));
+    }
+    Ok(if problems(&answers).is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn addresses(args: &StatusArgs) -> Result<Vec<String>> {
+    if !args.addr.is_empty() {
+        return Ok(args.addr.clone());
+    }
+    if let Some(path) = &args.config {
+        let config = Config::read(path)?;
+        return Ok(config.members.into_iter().map(|member| member.client).collect());
+    }
+    let directory = cluster::directory(args.dir.as_deref())?;
+    let manifest = Manifest::read(&directory)?.with_context(|| {
+        format!(
+            "there is no cluster in {}: name its replicas with --addr HOST:PORT, a configuration \
+             with --config, or another folder with --dir",
+            directory.display()
+        )
+    })?;
+    Ok((1..=manifest.replicas).map(|node| manifest.client_address(node)).collect())
+}
+
+/// Asks all replicas at the same time.
+#[must_use]
+pub fn ask(addresses: &[String]) -> Vec<Answer> {
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            addresses.iter().map(|address| scope.spawn(move || admin::status(address))).collect();
+        let answers = addresses.iter().zip(asked).map(|(address, asked)| {
+            let report = match asked.join() {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
+                Err(_) => Err("asking it failed".into()),
+            };
+            Answer { address: address.clone(), report }
+        });
+        answers.collect()
+    })
+}
+
+fn json(answers: &[Answer]) -> String {
+    let entries: Vec<_> = answers
+        .iter()
+        .map(|answer| match &answer.report {
+            Ok(report) => {
+                let mut value = serde_json::to_value(report).unwrap_or_default();
+                value["address"] = answer.address.clone().into();
+                value["reachable"] = true.into();
+                value
+            }
+            Err(error) => serde_json::json!({
+                "address": answer.address, "reachable": false, "error": error,
+            }),
+        })
+        .collect();
+    serde_json::to_string_pretty(&entries).unwrap_or_default()
+}
+
+/// The table, and below it what is wrong and what to do.
+#[must_use]
+pub fn text(answers: &[Answer]) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        out,
+        "{:<22} {:>4} {:<10} {:>8} {:>12} {:>12} {:>8}  durability",
+        "address", "node", "role", "ballot", "commit", "applied", "lag"
+    );
+    let leader = answers.iter().filter_map(|answer| answer.report.as_ref().ok()).find(leads);
+    for answer in answers {
+        match &answer.report {
+            Ok(report) => {
+                let lag = leader
+                    .and_then(|leader| leader.peers.iter().find(|peer| peer.node == report.node))
+                    .and_then(|peer| peer.lag)
+                    .map_or_else(|| "-".to_string(), |lag| lag.to_string());
+                let _ = writeln!(
+                    out,
+                    "{:<22} {:>4} {:<10} {:>8} {:>12} {:>12} {:>8}  {}",
+                    answer.address,
+                    report.node,
+                    report.role,
+                    report.ballot,
+                    report.commit_slot,
+                    report.applied_slot,
+                    lag,
+                    report.durability
+                );
+            }
+            Err(error) => {
+                let _ = writeln!(out, "{:<22}    - not reachable: {error}", answer.address);
+            }
+        }
+    }
+    let problems = problems(answers);
+    if problems.is_empty() {
+        let _ = writeln!(out, "\nAll replicas are up; the cluster serves reads and writes.");
+    } else {
+        let _ = writeln!(out);
+        for problem in problems {
+            let _ = writeln!(out, "! {problem}");
+        }
+    }
+    out
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that `find` asks for")]
+fn leads(report: &&Report) -> bool {
+    report.role == "leader"
+}
+
+/// A replica this many slots behind is worth a line.
+const LAG_WORTH_TELLING: u64 = 1_000;
+
+/// What is wrong, worst first, each with what to do.
+fn problems(answers: &[Answer]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let reports: Vec<&Report> =
+        answers.iter().filter_map(|answer| answer.report.as_ref().ok()).collect();
+    let total = answers.len();
+    let majority = total / 2 + 1;
+    let leader = reports.iter().copied().find(|report| report.role == "leader");
+    let voting = reports.iter().filter(|report| report.votes).count();
+    if leader.is_none() {
+        problems.push(if voting < majority {
+            format!(
+                "NO LEADER: {voting} of {total} replicas are up and may vote, {majority} are needed. \
+                 No reads or writes are served. Start the missing replicas with their own data \
+                 directories; nothing acknowledged is lost"
+            )
+        } else {
+            "NO LEADER at this moment: an election is under way, or the replicas cannot reach each \
+             other. If this stays for more than a few seconds, check the network between the peer \
+             addresses"
+                .to_string()
+        });
+    }
+    for answer in answers {
+        match &answer.report {
+            Err(error) => problems.push(format!(
+                "{} does not answer ({error}). {} Start it again with its own data directory; it \
+                 catches up by itself",
+                answer.address,
+                if leader.is_some() { "The others go on without it." } else { "" }
+            )),
+            Ok(report) if !report.trouble.is_empty() => {
+                problems.push(format!(
+                    "replica {} ({}): {}",
+                    report.node, answer.address, report.trouble
+                ));
+            }
+            Ok(_) => {}
+        }
+    }
+    if let Some(leader) = leader {
+        for peer in &leader.peers {
+            let behind = leader.commit_slot.saturating_sub(peer.commit_slot);
+            if peer.data_up && behind > LAG_WORTH_TELLING {
+                problems.push(format!(
+                    "replica {} is {behind} slots behind and catching up: wait before you stop \
+                     another one",
+                    peer.node
+                ));
+            } else if !peer.data_up && reports.iter().any(|report| report.node == peer.node) {
+                problems.push(format!(
+                    "replica {} runs, but the leader has no link to it: {}",
+                    peer.node,
+                    if peer.last_error.is_empty() { "check the network" } else { &peer.last_error }
+                ));
+            }
+        }
+    }
+    problems
+}
