@@ -263,14 +263,8 @@ impl Scanner<'_> {
             self.tail.end = to;
             return Some(offset + header.bytes());
         }
-        let mut next = offset + WORD_BYTES;
-        while next + HEADER_BYTES as u64 <= self.geometry.segment_bytes {
-            if self.header(number, next).is_some() {
-                return Some(next);
-            }
-            next += WORD_BYTES;
-        }
-        None
+        let mut ahead = candidates(&self.buffer, offset + WORD_BYTES);
+        ahead.find(|next| self.header(number, *next).is_some())
     }
 
     fn look(&self, number: u64, offset: u64) -> Found {
@@ -325,38 +319,59 @@ impl Scanner<'_> {
             Found::BadPayload(header) => offset + header.bytes(),
             _ => offset,
         };
-        let mut at = offset + WORD_BYTES;
-        while at + HEADER_BYTES as u64 <= self.geometry.segment_bytes {
+        for at in candidates(&self.buffer, offset + WORD_BYTES) {
             if let Some(header) = self.header(number, at) {
                 torn_end = torn_end.max(at + header.bytes());
             }
-            at += WORD_BYTES;
         }
         let judged = self.superblock.opened_at == self.tail.end;
         let from = if judged { self.geometry.align_up(offset) } else { offset };
         if !recycled {
-            let rest = self.buffer.get(from as usize..).unwrap_or_default();
-            if let Some(last) = rest.iter().rposition(|byte| *byte != 0) {
-                torn_end = torn_end.max(from + last as u64 + 1);
-            }
+            torn_end = torn_end.max(written_end(&self.buffer, from));
         }
         torn_end
     }
 }
 
 fn proof(buffer: &[u8], geometry: &Geometry, number: u64, offset: u64, end: u64) -> bool {
-    let mut at = offset.max(geometry.first_offset()) as usize;
-    while at + HEADER_BYTES <= buffer.len() {
-        if Header::may_stand_at(buffer, at) {
-            let position = geometry.position(number, at as u64);
-            let header = Header::decode(&buffer[at..], geometry, position);
-            if header.is_some_and(|header| header.durable > end) {
-                return true;
+    candidates(buffer, offset.max(geometry.first_offset())).any(|at| {
+        let header =
+            Header::decode(&buffer[at as usize..], geometry, geometry.position(number, at));
+        header.is_some_and(|header| header.durable > end)
+    })
+}
+
+/// What is compared at a time where most is zero.
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// The offsets from `from` on at which a header may stand, by its first bytes. Stretches of zeros,
+/// of which the end of a segment mostly consists, are passed quickly.
+fn candidates(buffer: &[u8], from: u64) -> impl Iterator<Item = u64> {
+    let mut at = from as usize;
+    std::iter::from_fn(move || {
+        while at + HEADER_BYTES <= buffer.len() {
+            if at.is_multiple_of(ZEROS.len()) && buffer[at..].starts_with(&ZEROS) {
+                at += ZEROS.len();
+                continue;
+            }
+            let found = at;
+            at += WORD_BYTES as usize;
+            if Header::may_stand_at(buffer, found) {
+                return Some(found as u64);
             }
         }
-        at += WORD_BYTES as usize;
+        None
+    })
+}
+
+/// The offset behind the last byte that is not zero, `from` if there is none from there on.
+fn written_end(buffer: &[u8], from: u64) -> u64 {
+    let mut rest = buffer.get(from as usize..).unwrap_or_default();
+    while rest.ends_with(&ZEROS) {
+        rest = &rest[..rest.len() - ZEROS.len()];
     }
-    false
+    let last = rest.iter().rposition(|byte| *byte != 0);
+    from + last.map_or(0, |last| last as u64 + 1)
 }
 
 /// What a segment says about the end of the one before: by its header and by its first record.
