@@ -42,7 +42,7 @@ mod builder;
 pub use builder::{Builder, Replica, StartError};
 pub use bytes::{Bytes, BytesMut};
 pub use quorate_consensus::batch::{put_item, take_item};
-pub use quorate_consensus::{Ballot, NodeId, RoleName, Slot};
+pub use quorate_consensus::{Ballot, Genesis, NodeId, RoleName, Slot, ValueKind};
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{
     Consistency, Context, Counters, Failure, Handle, Latencies, Node, NodeError, NodeOptions,

@@ -141,6 +141,15 @@ impl Node {
         machine: Box<dyn StateMachine>,
     ) -> Result<Self, NodeError> {
         options.check().map_err(NodeError::Options)?;
+        let largest = options.command_bytes_max + BATCH_OVERHEAD_BYTES;
+        if largest > log.value_bytes_max() {
+            return Err(NodeError::Options(format!(
+                "the largest command ({} bytes) does not fit a log segment, which takes values of up \
+                 to {} bytes: make segment_bytes larger, or commands smaller",
+                options.command_bytes_max,
+                log.value_bytes_max()
+            )));
+        }
         let peers = transport.peers();
         let lanes = peers
             .iter()
@@ -365,6 +374,9 @@ impl Node {
         self.fail_reads(&Reason::Stopped);
     }
 }
+
+/// What a batch of one command takes beside the command: headers, with room to spare.
+const BATCH_OVERHEAD_BYTES: usize = 1024;
 
 /// Deadlines of requests and lost commands are looked at this often.
 const CHECK_EVERY: Nanos = Nanos::from_millis(20);

@@ -172,10 +172,12 @@ async fn transaction_that_grows_too_long_is_refused_and_frees_its_memory() {
     c.check("EXISTS k", ":0\r\n").await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn client_that_never_reads_is_closed_and_not_read_from_meanwhile() {
     let backend = Single::new(1);
-    let mut c = Client::connect_with(&backend, Settings::default(), 4_096);
+    let write_timeout = Duration::from_millis(50);
+    let settings = Settings { write_timeout, ..Settings::default() };
+    let mut c = Client::connect_with(&backend, settings, 4_096);
     // The pipe holds one small piece of each direction; replies are far longer than requests.
     let set = format!("SET k {}\r\n", "v".repeat(2_000));
     c.send(set.as_bytes()).await;
@@ -189,9 +191,9 @@ async fn client_that_never_reads_is_closed_and_not_read_from_meanwhile() {
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn silent_client_is_closed_only_when_configured() {
-    let idle_timeout = Some(Duration::from_secs(60));
+    let idle_timeout = Some(Duration::from_millis(50));
     let settings = Settings { idle_timeout, ..Settings::default() };
     let mut quick = Client::connect_with(&Single::new(1), settings, 4_096);
     let mut patient = Client::connect(&Single::new(1));

@@ -145,7 +145,7 @@ const HARMLESS: &[&str] = &[
     "SET K",
     "SCAN x",
     "SCAN 0 COUNT 0",
-    "SCAN 0 COUNT V",
+    "SCAN 0 COUNT 1.5",
     "SCAN 0 FOO V",
     "SCAN 0 MATCH",
     "CLIENT FOO",
