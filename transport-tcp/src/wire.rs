@@ -264,5 +264,9 @@ mod tests {
         let (a, b) = ((NodeId(1), 10), (NodeId(2), 20));
         assert_eq!(incarnation(a, b, Lane::Data), incarnation(b, a, Lane::Data));
         assert_ne!(incarnation(a, b, Lane::Data), incarnation(a, b, Lane::Control));
+        for (a, b) in [((NodeId(1), 11), b), (a, (NodeId(2), 21))] {
+            let other = incarnation(a, b, Lane::Data);
+            assert_ne!(other, incarnation((NodeId(1), 10), (NodeId(2), 20), Lane::Data));
+        }
     }
 }

@@ -22,6 +22,7 @@
 
 mod cases;
 mod rig;
+mod streams;
 
 use crate::Transport;
 use std::fmt;

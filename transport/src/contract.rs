@@ -64,7 +64,7 @@ pub enum Level {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// A lane works. `incarnation` was agreed for this life of the lane and is the same at both
-    /// ends; the peer's regions listed in `regions` may be written as far as they are granted.
+    /// ends; the peer's regions may be written as far as they are granted.
     LinkUp {
         /// Who.
         peer: NodeId,

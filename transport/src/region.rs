@@ -144,4 +144,12 @@ impl RegionTable {
             target.copy_from_slice(bytes);
         }
     }
+
+    /// Flips bits of one byte. Only fault injection has a use for it.
+    pub(crate) fn flip(&mut self, region: RegionId, offset: usize, flip: u8) {
+        let bytes = self.regions.get_mut(&region).map(|entry| &mut entry.bytes);
+        if let Some(byte) = bytes.and_then(|bytes| bytes.get_mut(offset)) {
+            *byte ^= flip;
+        }
+    }
 }

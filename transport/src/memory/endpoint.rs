@@ -83,6 +83,11 @@ impl MemoryTransport {
         }
     }
 
+    /// Flips bits of one byte of a region, as failing memory does; what is out of range is ignored.
+    pub fn damage(&mut self, region: RegionId, offset: usize, flip: u8) {
+        self.regions.flip(region, offset, flip);
+    }
+
     fn peer(&mut self, id: NodeId) -> Result<&mut Peer, PostError> {
         let found = self.peers.iter_mut().find(|peer| peer.id == id);
         found.ok_or(PostError::Unknown(id))

@@ -2,7 +2,7 @@ use super::*;
 use crate::memory::{Landing, MemoryNetwork, MemoryTransport};
 use crate::{Event, Lane, Level, RegionId, Transport};
 use bytes::Bytes;
-use quorate_consensus::{Accept, Ballot, NodeId, Slot, Value, ValueKind};
+use quorate_consensus::{Accept, Ballot, Incarnation, NodeId, Slot, Value, ValueKind};
 
 const LEADER: NodeId = NodeId(1);
 const FOLLOWER: NodeId = NodeId(2);
@@ -18,6 +18,7 @@ struct Rig {
     accept: Accept,
     next_slot: u64,
     lives: u32,
+    life: Incarnation,
 }
 
 impl Rig {
@@ -37,6 +38,7 @@ impl Rig {
             accept: Accept::default(),
             next_slot: 1,
             lives: 0,
+            life: Incarnation(0),
         };
         rig.turn_until(|rig| rig.lives == 2);
         rig
@@ -57,6 +59,7 @@ impl Rig {
         for event in events {
             if let Event::LinkUp { lane: Lane::Data, incarnation, .. } = event {
                 self.reader.reset(incarnation);
+                self.life = incarnation;
                 self.lives += 1;
             }
         }
@@ -301,4 +304,67 @@ fn completions_come_no_earlier_than_visibility() {
         rig.follower.poll(&mut events);
     }
     panic!("the write never completed");
+}
+
+#[test]
+fn a_record_whose_trailer_is_not_there_is_not_suspicious() {
+    let mut rig = Rig::new(8192);
+    rig.network.set_landing(FOLLOWER, Landing { tear_bytes: Some(8), ..Landing::default() });
+    let (mut unfinished, trailer) = (0, trailer_at(1, 4000));
+    for i in 0..100 {
+        // Each record starts a life, so that all of them are at the same place.
+        rig.ship(&[value(4000, i)]).unwrap();
+        let life = rig.lives;
+        loop {
+            rig.turn();
+            let before = rig.follower.load(RegionId::inbox(LEADER), trailer);
+            if rig.take() {
+                break;
+            }
+            if before != mix_of(&rig) {
+                unfinished += 1;
+                assert!(!rig.reader.suspicious(), "without a trailer it is merely not there");
+            }
+        }
+        rig.network.fail(LEADER, FOLLOWER, Lane::Data);
+        rig.turn_until(|rig| rig.lives == life + 2);
+    }
+    assert!(unfinished > 20, "only {unfinished} looks came too early");
+}
+
+/// The trailer of the first record of 4000 bytes in this life.
+fn mix_of(rig: &Rig) -> u64 {
+    crate::integrity::mix(rig.life.0, 1, 4000)
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_damage_to_the_ring_is_ever_believed(
+        damage in proptest::collection::vec((0usize..2048, 1u8..=255), 1..6),
+        lengths in proptest::collection::vec(0usize..400, 1..5),
+    ) {
+        let mut rig = Rig::new(2048);
+        let values: Vec<Value> = lengths.iter().map(|length| value(*length, 9)).collect();
+        let mut shipped = 0;
+        for value in &values {
+            shipped += usize::from(rig.ship(std::slice::from_ref(value)).is_ok());
+        }
+        rig.turn();
+        for (at, flip) in damage {
+            rig.follower.damage(RegionId::inbox(LEADER), at, flip);
+        }
+        // Any prefix of what was shipped may come, and then nothing, or an error.
+        let mut taken = 0;
+        for _ in 0..2 * MISMATCHES_MAX {
+            match rig.reader.poll(&rig.follower, &mut rig.accept) {
+                Ok(true) => {
+                    proptest::prop_assert!(taken < shipped);
+                    proptest::prop_assert_eq!(&rig.accept.values, &[values[taken].clone()]);
+                    taken += 1;
+                }
+                Ok(false) => {}
+                Err(_) => break,
+            }
+        }
+    }
 }
