@@ -351,3 +351,41 @@ fn nothing_is_allocated_for_a_write_in_the_steady_state() {
     // Now and then a chunk of the arena for headers: 48 bytes and two small pieces for each write.
     assert!(counted.count_total <= 2 * 20, "{counted:?}");
 }
+
+#[test]
+fn records_pass_the_ring_without_an_allocation_each() {
+    use quorate_consensus::{Accept, Ballot, Slot, Value, ValueKind};
+    use quorate_transport::ring::{RingReader, RingWriter};
+
+    const RING: usize = 64 << 10;
+    let (mut a, mut b) = connected();
+    b.transport.register(REGION, RING).unwrap();
+    b.transport.grant(REGION, A).unwrap();
+    let life = a.life(Lane::Data).unwrap();
+    let (mut writer, mut reader) = (RingWriter::new(REGION, RING), RingReader::new(REGION, RING));
+    writer.reset(life);
+    reader.reset(life);
+    let bytes = Bytes::from(vec![3; 700]);
+    let checksum = crc32c::crc32c(&bytes);
+    let value = Value { kind: ValueKind::Commands, checksum, bytes };
+    let mut accept = Accept::default();
+    let mut slot = 0;
+    let mut pass = |records: u64| {
+        for _ in 0..records {
+            slot += 1;
+            let (ballot, slot) = (Ballot::ZERO, Slot(slot));
+            writer.ship(&mut a.transport, B, ballot, slot, slot, [&value, &value]).unwrap();
+            while !reader.poll(&b.transport, &mut accept).unwrap() {
+                a.turn();
+                b.turn();
+                a.events.clear();
+                b.events.clear();
+            }
+            assert_eq!(accept.first, slot);
+            assert!(writer.set_consumed(reader.consumed()));
+        }
+    };
+    pass(500);
+    let counted = allocation_counter::measure(|| pass(2000));
+    assert!(counted.count_total <= 2000 / 20, "{counted:?}");
+}

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 mod adversity;
+mod streams;
 
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
@@ -67,6 +68,14 @@ impl Running {
     fn last_down(&self, lane: Lane) -> Option<String> {
         self.events.iter().rev().find_map(|event| match event {
             Event::LinkDown { lane: on, reason, .. } if *on == lane => Some(reason.clone()),
+            _ => None,
+        })
+    }
+
+    /// The newest of a lane.
+    fn life(&self, lane: Lane) -> Option<Incarnation> {
+        self.events.iter().rev().find_map(|event| match event {
+            Event::LinkUp { lane: on, incarnation, .. } if *on == lane => Some(*incarnation),
             _ => None,
         })
     }
