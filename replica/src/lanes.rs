@@ -1,5 +1,6 @@
 //! The two lanes to one peer, with what rides on them: rings, rows and messages.
 
+use crate::arena;
 use bytes::BytesMut;
 use quorate_consensus::{Incarnation, Message, NodeId};
 use quorate_transport::ring::{RingReader, RingWriter};
@@ -76,7 +77,7 @@ pub(crate) fn send(
     to: NodeId,
     message: &Message,
 ) -> Result<(), PostError> {
-    scratch.clear();
+    arena::reserve(scratch, codec::encoded_len(message));
     if codec::encode(message, scratch).is_err() {
         let limit = codec::MESSAGE_BYTES_MAX;
         return Err(PostError::TooLarge { length: codec::encoded_len(message), limit });

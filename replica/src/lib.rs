@@ -16,6 +16,7 @@
 //! * a reply leaves only after its command is durable at a majority and applied here.
 #![forbid(unsafe_code)]
 
+mod arena;
 mod founding;
 mod front;
 mod lanes;

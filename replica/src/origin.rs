@@ -1,6 +1,7 @@
 //! The commands of this process's clients on their way: numbered in one session, sent to the leader
 //! of the day, sent again when something was lost, answered when they are applied here.
 
+use crate::arena;
 use crate::front::{Failure, Reason, ReplySender};
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_consensus::Nanos;
@@ -123,6 +124,7 @@ impl Origin {
         if submissions == 0 {
             return (0, 0);
         }
+        arena::reserve(out, GROUP_HEADER_BYTES + length);
         let header = GroupHeader {
             session: self.session,
             first_sequence: self.submissions[self.sent].first,

@@ -1,5 +1,7 @@
 //! Three replicas in one process, over the in-memory transport: the loop and the core together.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use bytes::BytesMut;
 use quorate_consensus::{Incarnation, NodeId, RoleName};
 use quorate_pmem_log::{Log, LogOptions, MediumKind};

@@ -1,7 +1,7 @@
 //! Chosen batches into the state machine, replies out to the clients.
 
 use super::Node;
-use super::effects::reserve;
+use crate::arena;
 use crate::front::{Failure, Reason};
 use crate::machine::Context;
 use bytes::{Buf, Bytes};
@@ -113,7 +113,7 @@ impl Node {
         let header = &group.header;
         let context = Context { slot, time_ms: self.time_ms };
         let mut commands = &group.commands[..];
-        reserve(&mut self.replies, 16 * header.count as usize);
+        arena::reserve(&mut self.replies, 16 * header.count as usize);
         for index in 0..header.count {
             let Some(command) = take_item(&mut commands) else { break };
             if index < known {
@@ -174,7 +174,7 @@ impl Node {
         let time_ms = self.clock.wall_ms.max(self.time_ms);
         let context = Context { slot, time_ms };
         let mut rest = queries;
-        reserve(&mut self.replies, 64);
+        arena::reserve(&mut self.replies, 64);
         while let Some(query) = take_item(&mut rest) {
             self.reply.clear();
             self.machine.query(&context, query, &mut self.reply);

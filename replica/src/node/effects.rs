@@ -1,9 +1,10 @@
 //! What goes out: proposals, records, persists, rows, messages.
 
 use super::Node;
+use crate::arena;
 use crate::front::Reason;
 use crate::lanes;
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 use quorate_consensus::batch::BATCH_HEADER_BYTES;
 use quorate_consensus::{
     Message, NodeId, Notice, Persist, PersistNumber, Shipment, Slot, Value, ValueKind,
@@ -11,17 +12,6 @@ use quorate_consensus::{
 use quorate_pmem_log::{LogError, Record};
 use quorate_transport::PostError;
 use quorate_transport::ring::ShipError;
-
-/// Batches and replies are cut from chunks of this many bytes, so that a small one costs no
-/// allocation.
-pub(super) const CHUNK_BYTES: usize = 256 << 10;
-
-/// Makes room for `needed` bytes in an arena, a chunk at a time.
-pub(super) fn reserve(arena: &mut BytesMut, needed: usize) {
-    if arena.capacity() - arena.len() < needed {
-        arena.reserve(needed.max(CHUNK_BYTES));
-    }
-}
 
 impl Node {
     /// Moves commands on: into the log if this replica leads, to the leader if another one does.
@@ -56,8 +46,7 @@ impl Node {
                 return;
             }
             let limit = self.options.batch_bytes_max;
-            // A reservation that is too small only costs another allocation.
-            reserve(&mut self.batch, CHUNK_BYTES / 4);
+            arena::reserve(&mut self.batch, BATCH_HEADER_BYTES);
             self.stamped_ms = self.stamped_ms.max(self.clock.wall_ms).max(self.time_ms);
             self.batch.put_u64_le(self.stamped_ms);
             let mut commands = 0u64;
@@ -72,6 +61,7 @@ impl Node {
                     break;
                 }
                 self.forwarded_bytes -= groups.len();
+                arena::reserve(&mut self.batch, groups.len());
                 self.batch.put_slice(groups);
                 self.forwarded.pop_front();
             }
@@ -101,9 +91,9 @@ impl Node {
     fn forward(&mut self, leader: NodeId) {
         let up = self.lanes.iter().any(|lanes| lanes.peer == leader && lanes.control_up);
         while up && self.origin.is_due() {
-            let mut groups = BytesMut::with_capacity(CHUNK_BYTES / 64);
-            let (submissions, _) = self.origin.take_due(&mut groups, self.options.batch_bytes_max);
-            let message = Message::Forward { groups: groups.freeze() };
+            let limit = self.options.batch_bytes_max;
+            let (submissions, _) = self.origin.take_due(&mut self.batch, limit);
+            let message = Message::Forward { groups: self.batch.split().freeze() };
             let transport = self.transport.as_mut();
             // A full queue or a broken lane: what was not sent stays due.
             if lanes::send(transport, &mut self.message, leader, &message).is_err() {
