@@ -153,7 +153,14 @@ fn problems(answers: &[Answer]) -> Vec<String> {
     let leader = reports.iter().copied().find(|report| report.role == "leader");
     let voting = reports.iter().filter(|report| report.votes).count();
     if leader.is_none() {
-        problems.push(if voting < majority {
+        problems.push(if reports.len() >= majority && voting < majority {
+            format!(
+                "NO LEADER: {} of {total} replicas are up, but only {voting} of them still know what \
+                 they promised, and {majority} are needed. With `memory` durability a majority that \
+                 restarted has lost the data: stop all replicas and start them again to begin empty",
+                reports.len()
+            )
+        } else if voting < majority {
             format!(
                 "NO LEADER: {voting} of {total} replicas are up and may vote, {majority} are needed. \
                  No reads or writes are served. Start the missing replicas with their own data \

@@ -12,6 +12,8 @@ use std::sync::atomic::Ordering;
 
 /// Requests taken from the queue that wait for a leader, or for room.
 const WAITING_MAX: usize = 8192;
+/// Linearizable reads that wait for their confirmation; more wait in the clients' queue.
+const READS_MAX: usize = 65_536;
 /// Bytes of forwarded commands that wait to be proposed: several peers' windows. What is beyond is
 /// dropped; its origin finds the gap and sends it again.
 const FORWARDED_BYTES_MAX: usize = 128 << 20;
@@ -256,8 +258,11 @@ impl Node {
             return;
         }
         while let Some((request, _)) = self.waiting.front() {
-            let blocked = !self.origin.has_room() && self.log_failure.is_none();
-            if blocked && matches!(request, Request::Propose { .. }) {
+            let has_room = match request {
+                Request::Propose { .. } => self.origin.has_room(),
+                Request::Read { .. } => self.reads.len() < READS_MAX,
+            };
+            if !has_room && self.log_failure.is_none() {
                 break;
             }
             let Some((request, arrived)) = self.waiting.pop_front() else { break };

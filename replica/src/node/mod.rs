@@ -296,7 +296,7 @@ impl Node {
             log_first: recovered.first_slot,
             accepted,
             configurations: Configurations::new(genesis.configuration.clone()),
-            remembers: named && first_damaged.is_none(),
+            remembers: named && first_damaged.is_none() && recovered.promise_certain,
         })
     }
 
