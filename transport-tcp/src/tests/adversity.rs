@@ -389,3 +389,24 @@ fn records_pass_the_ring_without_an_allocation_each() {
     let counted = allocation_counter::measure(|| pass(2000));
     assert!(counted.count_total <= 2000 / 20, "{counted:?}");
 }
+
+#[test]
+fn half_of_a_write_is_not_acknowledged() {
+    let mut running = listener();
+    let mut peer = RawPeer::greet(&mut running, Lane::Data);
+    let mut bytes = header(Kind::Write, 4096, 1).encode(peer.life).to_vec();
+    bytes.extend_from_slice(&[9; 4096]);
+    let (half, rest) = bytes.split_at(2000);
+    peer.stream.write_all(half).unwrap();
+    running.until("half of it landed", |running| running.transport.load(REGION, 1024) != 0);
+    for _ in 0..200 {
+        running.turn();
+    }
+    running.transport.park(std::time::Duration::ZERO);
+    assert_eq!(running.transport.statistics().frames_sent, 0, "half a write was acknowledged");
+    peer.stream.write_all(rest).unwrap();
+    running.until("it was acknowledged", |running| running.transport.statistics().frames_sent == 1);
+    let mut ack = [0; 48];
+    peer.stream.read_exact(&mut ack).unwrap();
+    assert_eq!(Header::decode(&ack, peer.life).unwrap().ack, 1);
+}
