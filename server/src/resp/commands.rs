@@ -70,6 +70,8 @@ pub enum Handler {
 pub struct Spec {
     /// In lower case.
     pub name: &'static str,
+    /// The name as the table is sorted and searched by.
+    key: u128,
     /// The number of arguments, the name included; negative: at least so many.
     pub arity: i32,
     /// The flags of `COMMAND`.
@@ -137,13 +139,26 @@ pub fn accepts(arity: i32, arguments: usize) -> bool {
 
 /// Finds a command by its name, in any case.
 pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
-    let mut lower = [0u8; MAX_NAME_BYTES];
-    let lower = lower.get_mut(..name.len())?;
-    lower.copy_from_slice(name);
-    lower.make_ascii_lowercase();
-    let lower = &*lower;
-    let index = TABLE.binary_search_by(|spec| spec.name.as_bytes().cmp(lower)).ok()?;
-    Some(&TABLE[index])
+    let key = pack(name)?;
+    let index = TABLE.binary_search_by_key(&key, |spec| spec.key).ok()?;
+    // Names that differ in zeros at their end have the same key.
+    Some(&TABLE[index]).filter(|spec| spec.name.len() == name.len())
+}
+
+/// A name in lower case as one number, in the order of names: the search compares numbers, which
+/// halves its time.
+const fn pack(name: &[u8]) -> Option<u128> {
+    const MAX_NAME_BYTES: usize = size_of::<u128>();
+    if name.len() > MAX_NAME_BYTES {
+        return None;
+    }
+    let mut bytes = [0u8; MAX_NAME_BYTES];
+    let mut at = 0;
+    while at < name.len() {
+        bytes[at] = name[at].to_ascii_lowercase();
+        at += 1;
+    }
+    Some(u128::from_be_bytes(bytes))
 }
 
 /// The error for a command that is not in the table, worded as in Redis 7.0.
@@ -176,8 +191,6 @@ pub fn table() -> &'static [Spec] {
     TABLE
 }
 
-const MAX_NAME_BYTES: usize = 16;
-
 const READ: &[&str] = &["readonly", "fast"];
 const SLOW_READ: &[&str] = &["readonly"];
 const WRITE: &[&str] = &["write", "denyoom", "fast"];
@@ -192,6 +205,14 @@ const TWO_KEYS: [i64; 3] = [1, 2, 1];
 const ALL_KEYS: [i64; 3] = [1, -1, 1];
 const PAIRS: [i64; 3] = [1, -1, 2];
 
+/// The key of a name in the table, evaluated by the compiler.
+const fn key(name: &str) -> u128 {
+    match pack(name.as_bytes()) {
+        Some(key) => key,
+        None => panic!("names in the table have at most 16 bytes"),
+    }
+}
+
 const fn store(
     name: &'static str,
     arity: i32,
@@ -199,19 +220,22 @@ const fn store(
     keys: [i64; 3],
     parse: Parse,
 ) -> Spec {
-    Spec { name, arity, flags, keys, handler: Handler::Store(parse) }
+    Spec { name, key: key(name), arity, flags, keys, handler: Handler::Store(parse) }
 }
 
 const fn local(name: &'static str, arity: i32, local: Local) -> Spec {
-    Spec { name, arity, flags: LOCAL, keys: NO_KEY, handler: Handler::Local(local) }
+    let handler = Handler::Local(local);
+    Spec { name, key: key(name), arity, flags: LOCAL, keys: NO_KEY, handler }
 }
 
 const fn admin(name: &'static str, arity: i32, local: Local) -> Spec {
-    Spec { name, arity, flags: ADMIN, keys: NO_KEY, handler: Handler::Local(local) }
+    let handler = Handler::Local(local);
+    Spec { name, key: key(name), arity, flags: ADMIN, keys: NO_KEY, handler }
 }
 
 const fn control(name: &'static str, arity: i32, keys: [i64; 3], control: Control) -> Spec {
-    Spec { name, arity, flags: LOCAL, keys, handler: Handler::Control(control) }
+    let handler = Handler::Control(control);
+    Spec { name, key: key(name), arity, flags: LOCAL, keys, handler }
 }
 
 #[rustfmt::skip]
@@ -295,6 +319,8 @@ mod tests {
             assert_eq!(found.name, spec.name);
         }
         assert!(lookup(b"nosuch").is_none());
+        assert!(lookup(b"get\0").is_none());
+        assert!(lookup(b"").is_none());
         assert!(lookup(&[b'x'; 1_000]).is_none());
     }
 }
