@@ -13,6 +13,8 @@ pub(super) struct CatchUp {
     target: Slot,
     /// Who was asked last, and when the answer is given up.
     asked: Option<(NodeId, Nanos)>,
+    /// Who is to be asked as soon as the state machine has made room in memory.
+    held_back: Option<NodeId>,
     /// When `commit_slot` last moved, or there was last nothing to catch up.
     progressed_at: Nanos,
 }
@@ -96,13 +98,32 @@ impl Paxos {
     fn ask(&mut self, source: NodeId) {
         let full = self.settings.cache_bytes_max;
         if self.acceptor.window.bytes() > full && self.applied_slot < self.commit_slot {
-            // The state machine is behind: memory is bounded, the timer asks again.
+            // The state machine is behind and memory is bounded: asked again when it went on.
             self.catch_up.asked = None;
+            self.catch_up.held_back = Some(source);
             return;
         }
+        self.catch_up.held_back = None;
         self.catch_up.asked = Some((source, self.now + self.settings.election_timeout_min));
         let bytes_max = self.settings.catch_up_bytes;
         self.send(source, Message::CatchUpRequest { first: self.commit_slot.next(), bytes_max });
+    }
+
+    /// The link to `peer` broke: if it was asked, it will not answer, and another one is asked next.
+    pub(super) fn give_up_catch_up_from(&mut self, peer: NodeId) {
+        if let Some((source, give_up_at)) = &mut self.catch_up.asked
+            && *source == peer
+        {
+            *give_up_at = self.now;
+        }
+    }
+
+    /// The state machine went on: go on catching up if that had to wait for it.
+    pub(super) fn resume_catch_up(&mut self) {
+        let Some(source) = self.catch_up.held_back.take() else { return };
+        if self.commit_slot < self.catch_up.target && self.catch_up.asked.is_none() {
+            self.ask(source);
+        }
     }
 
     pub(super) fn on_catch_up_request(&mut self, from: NodeId, first: Slot, bytes_max: u32) {

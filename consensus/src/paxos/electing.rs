@@ -26,7 +26,7 @@ impl Paxos {
 
     pub(super) fn on_election_timer(&mut self) {
         self.rest_election_timer();
-        if matches!(self.role, Role::Leader(_)) {
+        if matches!(self.role, Role::Leader(_)) || self.own_promise_waits() {
             return;
         }
         if self.leader.take().is_some() {
@@ -36,6 +36,14 @@ impl Paxos {
         if self.votes {
             self.begin_pre_vote();
         }
+    }
+
+    /// Whether this candidate's own promise is not durable yet. Another ballot would wait no shorter,
+    /// and a disk that hangs must not collect candidacies.
+    fn own_promise_waits(&self) -> bool {
+        let me = self.settings.node;
+        matches!(&self.role, Role::Candidate(candidate)
+            if candidate.promises.iter().all(|promise| promise.node != me))
     }
 
     fn begin_pre_vote(&mut self) {
@@ -143,6 +151,8 @@ impl Paxos {
         let runs = self.acceptor.window.runs(first.max(self.commit_slot.next()));
         let commit_slot = self.commit_slot;
         let promise = Message::Promise { ballot, from: first, commit_slot, runs };
+        // A promise to the same proposer that still waits for the disk is superseded by this one.
+        self.held.retain(|(_, to, held)| *to != from || !matches!(held, Message::Promise { .. }));
         self.send_after(self.acceptor.emitted(), from, promise);
     }
 
@@ -266,16 +276,23 @@ impl Paxos {
         if adopting.ballot != ballot {
             return;
         }
+        let mut adopted = false;
         for Entry { slot, ballot: accepted, value } in entries {
             let Some(index) = slot.0.checked_sub(adopting.chosen_through.0 + 1) else { continue };
             let Some(adoption) = adopting.plan.get_mut(index as usize) else { continue };
-            if matches!(adoption, Adoption::Missing { ballot, .. } if *ballot == accepted) {
+            // A record of a higher ballot than was reported: the holder promised ours since, so it can
+            // only have learned that the slot is chosen, and what.
+            if matches!(adoption, Adoption::Missing { ballot, .. } if accepted >= *ballot) {
                 *adoption = Adoption::Held(value);
+                adopted = true;
             }
         }
-        // Adoption makes progress: the wait for it starts anew.
-        self.rest_election_timer();
-        self.continue_adoption();
+        // Only progress asks for more at once and starts the wait anew: an answer that does not help
+        // would not help again.
+        if adopted {
+            self.rest_election_timer();
+            self.continue_adoption();
+        }
     }
 
     pub(super) fn on_nack(&mut self, ballot: Ballot, promised: Ballot) {

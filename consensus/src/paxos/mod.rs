@@ -277,6 +277,7 @@ impl Paxos {
         // counting from the beginning again.
         self.peers[index].ping_seen = 0;
         self.peers[index].row_due = true;
+        self.forget_reads_of(peer);
         if let Some(progress) = self.role.leader_mut().and_then(|leader| leader.progress_mut(peer))
         {
             progress.next = None;
@@ -287,6 +288,8 @@ impl Paxos {
     /// The data lane to `peer` failed: nothing is known of what was in flight.
     pub fn on_link_down(&mut self, now: Nanos, peer: NodeId) {
         self.now = self.now.max(now);
+        self.forget_reads_of(peer);
+        self.give_up_catch_up_from(peer);
         if let Some(leader) = self.role.leader_mut() {
             if let Some(progress) = leader.progress_mut(peer) {
                 progress.next = None;
@@ -344,6 +347,7 @@ impl Paxos {
             self.settings.cache_bytes_max,
             (self.settings.window_slots_max * 4) as usize,
         );
+        self.resume_catch_up();
         self.settle_reads();
     }
 

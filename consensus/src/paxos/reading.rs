@@ -181,6 +181,15 @@ impl Paxos {
         self.start_reads();
     }
 
+    /// The link to `peer` is another one: its requests of the earlier link are not answered, since it
+    /// may have been restarted and be counting them from the beginning again.
+    pub(super) fn forget_reads_of(&mut self, peer: NodeId) {
+        self.reads.waiting.peers.retain(|(node, _)| *node != peer);
+        if let Some((_, _, batch)) = &mut self.reads.confirming {
+            batch.peers.retain(|(node, _)| *node != peer);
+        }
+    }
+
     /// Leadership is lost: local reads wait for the next leader, peers are told.
     pub(super) fn drop_leader_reads(&mut self) {
         let confirming = self.reads.confirming.take().map(|(_, _, batch)| batch);

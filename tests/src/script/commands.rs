@@ -13,7 +13,7 @@
 //! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
 //! | `stall 1 2`, `unstall 1 2`, `stall-all 1`, `unstall-all 1` | one-way (or both-way) cuts that nobody notices |
 //! | `drop 1 2 Kind`, `dup 1 2 Kind`, `delay 1 2 Kind`, `ghost 1 2` | one control message is lost, doubled, moved behind all others, comes back from an old incarnation |
-//! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1` | hand-made messages |
+//! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1`, `... CatchUpReply s1 s2 a@b1.1 b@b1.1`, `... row b1.1 b1.1 s2 s1 [leading]` | hand-made messages |
 //! | `state`, `log`, `queue`, `chosen` | what is |
 //! | `quietly COMMAND` | the same with news only |
 
@@ -21,7 +21,9 @@ use super::cluster::{Cluster, Options};
 use super::network::{InFlight, Lane};
 use super::show;
 use bytes::Bytes;
-use quorate_consensus::{Accept, Ballot, Message, Nanos, NodeId, Slot, Value, ValueKind};
+use quorate_consensus::{
+    Accept, Ballot, Entry, Message, Nanos, NodeId, Row, RowFlags, Slot, Value, ValueKind,
+};
 
 /// Runs the commands of one script file on one cluster.
 #[derive(Debug)]
@@ -308,7 +310,12 @@ impl Interpreter {
             return Err("from, to, and what?".to_owned());
         };
         let (from, to) = (node(from)?, node(to)?);
-        if *kind == "accept" {
+        if *kind == "row" {
+            let row = handmade_row(rest)?;
+            let news = show::row_news(&Row::default(), &row).unwrap_or_default();
+            self.cluster.note(format!("{from:?} => {to:?} row{news} (injected)"));
+            self.cluster.event(to, |core, now| core.on_row(now, from, row));
+        } else if *kind == "accept" {
             let accept = record(rest)?;
             self.cluster.note(format!("{from:?} => {to:?} {} (injected)", show::accept(&accept)));
             self.cluster.hand_record(from, to, accept);
@@ -370,22 +377,37 @@ fn duration(word: &str) -> Result<Nanos, String> {
     number(number_of_ms).map(Nanos::from_millis)
 }
 
+fn value(text: &str) -> Value {
+    if text == "-" {
+        return Value::noop();
+    }
+    let bytes = Bytes::copy_from_slice(text.as_bytes());
+    Value { kind: ValueKind::Commands, checksum: 0, bytes }
+}
+
 fn record(words: &[&str]) -> Result<Accept, String> {
     let [under, first, rest @ ..] = words else { return Err("ballot and slot?".to_owned()) };
     let (values, commit_slot) = match rest {
         [values @ .., "commit", commit] => (values, slot(commit)?),
         values => (values, Slot::ZERO),
     };
-    let value = |text: &&str| match *text {
-        "-" => Value::noop(),
-        text => Value {
-            kind: ValueKind::Commands,
-            checksum: 0,
-            bytes: Bytes::copy_from_slice(text.as_bytes()),
-        },
-    };
-    let values = values.iter().map(value).collect();
+    let values = values.iter().map(|text| value(text)).collect();
     Ok(Accept { ballot: ballot(under)?, first: slot(first)?, commit_slot, values })
+}
+
+/// `PROMISED VOTE-BALLOT VOTE-SLOT COMMIT [leading]`
+fn handmade_row(words: &[&str]) -> Result<Row, String> {
+    let [promised, under, accepted, commit, flags @ ..] = words else {
+        return Err("promised, ballot and slot of the vote, commit?".to_owned());
+    };
+    Ok(Row {
+        promised: ballot(promised)?,
+        accepted_ballot: ballot(under)?,
+        accepted_slot: slot(accepted)?,
+        commit_slot: slot(commit)?,
+        flags: RowFlags(if flags == ["leading"] { RowFlags::LEADING } else { 0 }),
+        ..Row::default()
+    })
 }
 
 fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
@@ -412,6 +434,15 @@ fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
         },
         ("Fetch", [under, first, last]) => {
             Message::Fetch { ballot: ballot(under)?, first: slot(first)?, last: slot(last)? }
+        }
+        ("CatchUpReply", [first, commit, list @ ..]) => {
+            let first = slot(first)?;
+            let entry = |(at, word): (u64, &&str)| {
+                let (text, under) = word.split_once('@').ok_or("an entry is value@b1.1")?;
+                Ok(Entry { slot: Slot(at), ballot: ballot(under)?, value: value(text) })
+            };
+            let entries = (first.0..).zip(list).map(entry).collect::<Result<_, String>>()?;
+            Message::CatchUpReply { first, commit_slot: slot(commit)?, log_first: Slot(1), entries }
         }
         ("ReadIndexReply", [id, at]) => {
             Message::ReadIndexReply { id: number(id)?, slot: Some(slot(at)?) }
