@@ -28,7 +28,7 @@ mod runner;
 mod status;
 
 pub use front::{Consistency, Failure, Handle, Pending, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason};
-pub use machine::{Context, StateMachine};
+pub use machine::{Context, REPLY_BYTES_MAX, StateMachine};
 pub use node::{Clock, Node, NodeError, Turn};
 pub use options::NodeOptions;
 pub use runner::Runner;

@@ -14,12 +14,17 @@ pub struct Context {
     pub time_ms: u64,
 }
 
+/// Replies of one submission at the most, in bytes; the ones that come after are replaced by empty
+/// ones. The same on every replica, since replies are replicated outcomes.
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
+
 /// The thing that is replicated. Every replica holds one and feeds it the same commands in the same
 /// order, so it must be deterministic: no clocks, no randomness, no iteration in hash order that
 /// shows in a reply.
 pub trait StateMachine: Send + 'static {
     /// Applies a chosen command and appends the reply for whoever sent it. Called exactly once for
-    /// each command. Bad commands are answered by an error of the application's own making.
+    /// each command. Replies are dropped where one submission has more than [`REPLY_BYTES_MAX`] of
+    /// them; an empty reply is also what a client sees then. Bad commands are answered by an error of the application's own making.
     fn apply(&mut self, context: &Context, command: &[u8], reply: &mut BytesMut);
 
     /// Answers a question without changing anything, and appends the answer.
@@ -33,9 +38,4 @@ pub trait StateMachine: Send + 'static {
 
     /// Replicated time is `time_ms` now. Called before the commands of each batch.
     fn advance(&mut self, _time_ms: u64) {}
-
-    /// A fingerprint: equal states have equal ones. Shown in the status, compared by tests.
-    fn digest(&self) -> u64 {
-        0
-    }
 }

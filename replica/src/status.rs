@@ -25,7 +25,8 @@ pub struct Status {
     pub applied_slot: Slot,
     /// The newest slot that anything was accepted for.
     pub last_slot: Slot,
-    /// The fingerprint of the state machine at `applied_slot`.
+    /// A fingerprint of all commands and replies up to `applied_slot`: equal slots have equal ones on
+    /// all replicas, or a state machine is not deterministic.
     pub digest: u64,
     /// Whether its votes count.
     pub votes: bool,

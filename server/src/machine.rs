@@ -33,8 +33,4 @@ impl StateMachine for KvMachine {
     fn advance(&mut self, time_ms: u64) {
         self.store.advance(time_ms);
     }
-
-    fn digest(&self) -> u64 {
-        self.store.digest()
-    }
 }

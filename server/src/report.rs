@@ -24,7 +24,8 @@ pub struct Report {
     pub applied_slot: u64,
     /// The newest slot accepted.
     pub last_slot: u64,
-    /// The fingerprint of the data at `applied_slot`, 16 hexadecimal digits.
+    /// A fingerprint of all commands and replies up to `applied_slot`, 16 hexadecimal digits: replicas
+    /// with equal slots have equal ones.
     pub digest: String,
     /// Whether its votes count.
     pub votes: bool,

@@ -3,7 +3,7 @@
 use super::Node;
 use crate::arena;
 use crate::front::{Failure, Reason};
-use crate::machine::Context;
+use crate::machine::{Context, REPLY_BYTES_MAX};
 use bytes::{Buf, Bytes};
 use quorate_consensus::batch::{
     CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
@@ -66,6 +66,7 @@ impl Node {
                 self.latencies.commit.saturating_record(micros.max(1));
             }
         }
+        self.chain(slot.0 << 32 | u64::from(value.checksum));
         if value.kind != ValueKind::Commands || value.bytes.len() < 8 {
             return;
         }
@@ -78,6 +79,14 @@ impl Node {
         while let Some(group) = take_group(&mut bytes) {
             self.apply_group(slot, &group);
         }
+    }
+
+    fn chain(&mut self, word: u64) {
+        // The finaliser of SplitMix64: a difference anywhere changes all that follows.
+        let mut z = (self.digest ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.digest = z ^ (z >> 31);
     }
 
     fn apply_group(&mut self, slot: Slot, group: &Group) {
@@ -121,9 +130,13 @@ impl Node {
             }
             self.reply.clear();
             self.machine.apply(&context, command, &mut self.reply);
+            if self.replies.len() + self.reply.len() > REPLY_BYTES_MAX {
+                self.reply.clear();
+            }
             put_item(&mut self.replies, &self.reply);
         }
         let replies = self.replies.split().freeze();
+        self.chain(u64::from(crc32c::crc32c(&replies)));
         let (first, count) = (header.first_sequence + u64::from(known), header.count - known);
         self.counters.commands_applied += u64::from(count);
         self.counters.duplicates += u64::from(known);
@@ -178,6 +191,9 @@ impl Node {
         while let Some(query) = take_item(&mut rest) {
             self.reply.clear();
             self.machine.query(&context, query, &mut self.reply);
+            if self.replies.len() + self.reply.len() > REPLY_BYTES_MAX {
+                self.reply.clear();
+            }
             put_item(&mut self.replies, &self.reply);
         }
         self.replies.split().freeze()

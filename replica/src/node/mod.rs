@@ -102,6 +102,8 @@ pub struct Node {
     /// Replicated time, and the newest stamp that this replica gave as leader.
     time_ms: u64,
     stamped_ms: u64,
+    /// Chains everything applied: see [`crate::Status::digest`].
+    digest: u64,
     /// A persist that the log had no room for.
     unappended: Option<Persist>,
     log_full: bool,
@@ -187,6 +189,7 @@ impl Node {
             led_by: None,
             time_ms: 0,
             stamped_ms: 0,
+            digest: 0,
             unappended: None,
             log_full: false,
             log_failure: None,

@@ -64,7 +64,7 @@ impl Node {
             status.last_slot = core.last_slot();
             status.votes = core.votes();
             status.window_bytes = core.window_bytes();
-            status.digest = self.machine.digest();
+            status.digest = self.digest;
         }
         status.peers = self.lanes.iter().map(|lanes| self.peer_status(lanes.peer)).collect();
         status

@@ -30,6 +30,10 @@ const BUSY_BUFFER_BYTES: usize = 64 * 1024;
 /// How long a closed connection is read from, at most.
 const LINGER: Duration = Duration::from_secs(1);
 const MISSING_REPLY: &str = "ERR internal error: malformed reply";
+/// The replica drops replies beyond a limit for one batch, so that a pipeline of large reads cannot
+/// take all memory; the command itself was executed.
+const DROPPED_REPLY: &str = "ERR executed, but the replies of one pipeline are limited to 64 MiB \
+                             together and this one was dropped: send fewer commands at a time";
 
 /// One client.
 #[derive(Debug)]
@@ -246,7 +250,11 @@ impl<'a, B: Backend> Render<'a, B> {
     fn next(&mut self) -> Result<&'a [u8], &'a str> {
         match self.error {
             Some(error) => Err(error),
-            None => take_bytes(&mut self.replies).ok_or(MISSING_REPLY),
+            None => match take_bytes(&mut self.replies) {
+                Some([]) => Err(DROPPED_REPLY),
+                Some(reply) => Ok(reply),
+                None => Err(MISSING_REPLY),
+            },
         }
     }
 
