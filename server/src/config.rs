@@ -337,4 +337,28 @@ mod tests {
         let text = format!("{MINIMAL}\n[client]\non_follower = \"drop\"\n");
         assert!(of(&text).contains("redirect"));
     }
+
+    #[test]
+    fn documented_example_parses() {
+        let page = include_str!("../../docs/configuration.md");
+        let example = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let config = Config::parse(example).unwrap();
+        config.check().unwrap();
+        // What is said to be a default is the default.
+        assert_eq!(config.timers, TimerConfig::default());
+        assert_eq!(config.limits, LimitConfig::default());
+        let listen = config.client.listen.clone();
+        assert!(listen.is_some() && config.replica.listen_peer.is_some());
+        assert_eq!(config.client, ClientConfig { listen, ..ClientConfig::default() });
+        let minimal = Config::parse(MINIMAL).unwrap().replica;
+        let ReplicaConfig { directory, listen_peer, .. } = config.replica.clone();
+        assert_eq!(config.replica, ReplicaConfig { directory, listen_peer, ..minimal });
+        // No key is missing, neither in the example nor in the tables.
+        for line in toml::to_string(&config).unwrap().lines() {
+            let Some((key, _)) = line.split_once(" = ") else { continue };
+            let in_example = example.lines().any(|line| line.starts_with(&format!("{key} = ")));
+            assert!(in_example, "`{key}` is not in the example");
+            assert!(page.contains(&format!("| `{key}` |")), "`{key}` is in no table");
+        }
+    }
 }
