@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod commands;
 pub mod datadriven;
+mod effects;
 pub mod ledger;
 pub mod network;
 pub mod replica;

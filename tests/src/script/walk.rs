@@ -129,7 +129,7 @@ pub fn walk(seed: u64, aloud: bool) -> Walked {
 impl Walk {
     fn new(seed: u64) -> Self {
         let mut chance = Chance(seed);
-        let mut options = Options::new([3, 3, 5][chance.below(3) as usize]);
+        let mut options = Options::new([3, 3, 5, 5, 2, 4][chance.below(6) as usize]);
         options.seed = Some(seed);
         // Small memories and small messages: catching up takes several steps.
         options.cache_bytes_max = [8, 64, 1 << 20][chance.below(3) as usize];
