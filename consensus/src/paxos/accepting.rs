@@ -79,6 +79,7 @@ impl Paxos {
         let Some(index) = self.peer_index(from) else { return };
         let before = self.peers[index].row;
         self.peers[index].row = row;
+        self.peers[index].row_is_current = true;
         self.peers[index].heard_at = Some(self.now);
         self.round_seen = self.round_seen.max(row.promised.round);
         self.note_chosen_elsewhere(row.commit_slot);

@@ -37,7 +37,7 @@ impl Paxos {
         let progress = self.peers.iter().map(|peer| Progress {
             node: peer.node,
             // What it had accepted is re-proposed under our ballot, from its commit on.
-            next: peer.heard_at.map(|_| peer.row.commit_slot.next()),
+            next: peer.row_is_current.then(|| peer.row.commit_slot.next()),
             matched: Slot::ZERO,
             pong: 0,
             told_behind: false,

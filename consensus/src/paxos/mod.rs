@@ -62,6 +62,8 @@ pub(crate) struct Peer {
     pub(crate) row: Row,
     /// When its row last moved.
     pub(crate) heard_at: Option<Nanos>,
+    /// `row` came by the link as it is now, so that its position is the one to ship from.
+    pub(crate) row_is_current: bool,
     /// Something in our row changed that it should know at once.
     pub(crate) row_due: bool,
     /// Our heartbeat moved.
@@ -276,6 +278,7 @@ impl Paxos {
         // A ping of the peer's earlier life must not be answered in the new one, where it may be
         // counting from the beginning again.
         self.peers[index].ping_seen = 0;
+        self.peers[index].row_is_current = false;
         self.peers[index].row_due = true;
         self.forget_reads_of(peer);
         if let Some(progress) = self.role.leader_mut().and_then(|leader| leader.progress_mut(peer))
@@ -566,6 +569,7 @@ impl Peer {
             node,
             row: Row::default(),
             heard_at: None,
+            row_is_current: false,
             row_due: true,
             heartbeat_due: true,
             ping_seen: 0,

@@ -13,7 +13,7 @@
 //! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
 //! | `stall 1 2`, `unstall 1 2`, `stall-all 1`, `unstall-all 1` | one-way (or both-way) cuts that nobody notices |
 //! | `drop 1 2 Kind`, `dup 1 2 Kind`, `delay 1 2 Kind`, `ghost 1 2` | one control message is lost, doubled, moved behind all others, comes back from an old incarnation |
-//! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1`, `... CatchUpReply s1 s2 a@b1.1 b@b1.1`, `... row b1.1 b1.1 s2 s1 [leading]` | hand-made messages |
+//! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0 s3@b0.2`, `... Behind b1.1 s5 s4`, `... Values b1.1 s2 a@b0.2`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1`, `... CatchUpReply s1 s2 a@b1.1 b@b1.1`, `... row b1.1 b1.1 s2 s1 [leading]` | hand-made messages |
 //! | `state`, `log`, `queue`, `chosen` | what is |
 //! | `quietly COMMAND` | the same with news only |
 
@@ -22,7 +22,7 @@ use super::network::{InFlight, Lane};
 use super::show;
 use bytes::Bytes;
 use quorate_consensus::{
-    Accept, Ballot, Entry, Message, Nanos, NodeId, Row, RowFlags, Slot, Value, ValueKind,
+    Accept, Ballot, Entry, Message, Nanos, NodeId, Row, RowFlags, Run, Slot, Value, ValueKind,
 };
 
 /// Runs the commands of one script file on one cluster.
@@ -385,6 +385,15 @@ fn value(text: &str) -> Value {
     Value { kind: ValueKind::Commands, checksum: 0, bytes }
 }
 
+/// `a@b1.1 b@b1.1`, for consecutive slots.
+fn entries(first: Slot, words: &[&str]) -> Result<Vec<Entry>, String> {
+    let entry = |(at, word): (u64, &&str)| {
+        let (text, under) = word.split_once('@').ok_or("an entry is value@b1.1")?;
+        Ok(Entry { slot: Slot(at), ballot: ballot(under)?, value: value(text) })
+    };
+    (first.0..).zip(words).map(entry).collect()
+}
+
 fn record(words: &[&str]) -> Result<Accept, String> {
     let [under, first, rest @ ..] = words else { return Err("ballot and slot?".to_owned()) };
     let (values, commit_slot) = match rest {
@@ -426,22 +435,32 @@ fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
             granted: *word == "granted",
             promised: ballot(promised)?,
         },
-        ("Promise", [under, from, commit]) => Message::Promise {
+        ("Promise", [under, from, commit, list @ ..]) => {
+            let run = |word: &&str| {
+                let (at, under) = word.split_once('@').ok_or("a run is s3@b1.1")?;
+                Ok(Run { first: slot(at)?, last: slot(at)?, ballot: ballot(under)? })
+            };
+            Message::Promise {
+                ballot: ballot(under)?,
+                from: slot(from)?,
+                commit_slot: slot(commit)?,
+                runs: list.iter().map(run).collect::<Result<_, String>>()?,
+            }
+        }
+        ("Behind", [under, first, commit]) => Message::Behind {
             ballot: ballot(under)?,
-            from: slot(from)?,
+            first_available: slot(first)?,
             commit_slot: slot(commit)?,
-            runs: Vec::new(),
         },
+        ("Values", [under, first, list @ ..]) => {
+            Message::Values { ballot: ballot(under)?, entries: entries(slot(first)?, list)? }
+        }
         ("Fetch", [under, first, last]) => {
             Message::Fetch { ballot: ballot(under)?, first: slot(first)?, last: slot(last)? }
         }
         ("CatchUpReply", [first, commit, list @ ..]) => {
             let first = slot(first)?;
-            let entry = |(at, word): (u64, &&str)| {
-                let (text, under) = word.split_once('@').ok_or("an entry is value@b1.1")?;
-                Ok(Entry { slot: Slot(at), ballot: ballot(under)?, value: value(text) })
-            };
-            let entries = (first.0..).zip(list).map(entry).collect::<Result<_, String>>()?;
+            let entries = entries(first, list)?;
             Message::CatchUpReply { first, commit_slot: slot(commit)?, log_first: Slot(1), entries }
         }
         ("ReadIndexReply", [id, at]) => {
