@@ -137,6 +137,8 @@ pub struct Recovered {
     pub promise_certain: bool,
     /// The highest slot that the log says is chosen.
     pub commit_slot: Slot,
+    /// Up to here every entry that the log keeps is certainly the newest one that was written.
+    pub intact_through: Slot,
     /// The lowest slot kept, or the one after `last_slot` if none is.
     pub first_slot: Slot,
     /// The highest slot kept, [`Slot::ZERO`] for none.
@@ -158,8 +160,12 @@ pub struct Damage {
     /// How many bytes.
     pub length: u64,
     /// The slots whose newest entries may have stood there, first and last inclusive, as far as the
-    /// neighbours tell; `None` if they do not: any slot may be concerned.
+    /// neighbours tell; `None` if they do not.
     pub slots: Option<(Slot, Slot)>,
+    /// Whether exactly `slots` were lost: a header still says so. Such damage is repaired when they
+    /// are written again. Otherwise entries of higher slots may have stood there too, under a ballot
+    /// that nobody remembers, and the damage counts until its segment is trimmed.
+    pub exact: bool,
     /// What is wrong.
     pub what: String,
 }

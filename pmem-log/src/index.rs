@@ -107,6 +107,12 @@ impl Index {
         overlapping.any(|(_, run)| run.place == Place::Damaged)
     }
 
+    /// The lowest slot that is lost.
+    pub(crate) fn first_damaged(&self) -> Option<Slot> {
+        let mut runs = self.runs.iter();
+        runs.find(|(_, run)| run.place == Place::Damaged).map(|(first, _)| Slot(*first))
+    }
+
     pub(crate) fn first(&self) -> Option<Slot> {
         self.runs.first_key_value().map(|(first, _)| Slot(*first))
     }

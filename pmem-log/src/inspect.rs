@@ -143,6 +143,7 @@ impl Report {
                     offset: geometry.offset(gap.from),
                     length: gap.to - gap.from,
                     slots,
+                    exact: slots.is_some(),
                     what: gap.what.to_owned(),
                 });
                 None

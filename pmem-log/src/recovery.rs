@@ -229,7 +229,7 @@ impl Found {
         // What was written again since is repaired.
         let Self { index, damaged, .. } = &mut found;
         damaged.retain(|damage| match damage.slots {
-            Some((first, last)) => index.is_damaged(first, last),
+            Some((first, last)) => !damage.exact || index.is_damaged(first, last),
             None => true,
         });
         Ok(found)
@@ -266,6 +266,7 @@ impl Found {
             promised: self.promised,
             promise_certain: !self.tail.ends_damaged,
             commit_slot: self.commit_slot,
+            intact_through: self.index.first_damaged().map_or(last_slot, Slot::previous),
             first_slot: self.index.first().unwrap_or(last_slot.next()),
             last_slot,
             end: self.tail.verdict(),
@@ -370,16 +371,32 @@ impl<'a> Gather<'a> {
     }
 
     /// What stood between the entries before and after a gap, if their slots leave room for it.
-    /// If they do not, entries were written again in there, and nobody knows which.
     fn explain_gaps(&mut self, next: Slot) {
-        let first = self.previous.map_or(next, Slot::next);
+        let first = self.previous.unwrap_or(Slot::ZERO).next();
         let last = next.previous();
         for gap in self.open_gaps.drain(..) {
             if first <= last {
-                self.found.damaged[gap].slots = Some((first, last));
+                let slots = &mut self.found.damaged[gap].slots;
+                let rewritten = slots.unwrap_or((first, last));
+                *slots = Some((first.min(rewritten.0), last.max(rewritten.1)));
                 self.found.index.mark_damaged(first, last);
             }
         }
+    }
+
+    /// Entries that stood before a gap and may have been written again inside it, under a higher
+    /// ballot and with another value.
+    ///
+    /// What is appended goes up by one slot each time, or starts again above what was known chosen
+    /// (a new leader proposes again what is open); entries of one turn carry the commit slot of its
+    /// end. So nothing in the gap is at or below both the entry before it and the commit slot that
+    /// was known there.
+    fn doubt_rewritten(&mut self) -> Option<(Slot, Slot)> {
+        let previous = self.previous.unwrap_or(Slot::ZERO);
+        let first = previous.min(self.found.commit_slot).next();
+        let last = self.found.index.last().unwrap_or(Slot::ZERO);
+        self.found.index.mark_damaged(first, last);
+        (first <= last).then_some((first, last))
     }
 
     fn damage(&mut self, gap: &Gap) {
@@ -389,6 +406,7 @@ impl<'a> Gather<'a> {
             offset: self.geometry.offset(gap.from),
             length: gap.to - gap.from,
             slots: None,
+            exact: false,
             what: gap.what.to_owned(),
         };
         match gap.lost {
@@ -397,9 +415,11 @@ impl<'a> Gather<'a> {
                 self.found.commit_slot = self.found.commit_slot.max(header.commit_slot);
                 self.entry(header.slot, None);
                 damage.slots = Some((header.slot, header.slot));
+                damage.exact = true;
             }
             Lost::Records => {
                 self.found.index.break_run();
+                damage.slots = self.doubt_rewritten();
                 self.open_gaps.push(self.found.damaged.len());
             }
             // It concerns no slot, and the record after it restates what it said.

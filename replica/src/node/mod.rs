@@ -280,26 +280,21 @@ impl Node {
         let recovered = &self.recovered;
         let (node, incarnation) = (self.options.node, recovered.identity.incarnation);
         let named = genesis.configuration.votes(node, incarnation);
-        let damaged = recovered.damaged.iter();
-        let first_damaged =
-            damaged.map(|damage| damage.slots.map_or(Slot(1), |(first, _)| first)).min();
-        let (commit_slot, accepted) = match first_damaged {
-            // What was acknowledged here cannot be read any more. Everything from there on comes
-            // from the peers, and this replica's word does not count: it may have accepted more.
-            Some(slot) => (recovered.commit_slot.min(slot.previous()), Vec::new()),
-            None => {
-                let mut accepted = Vec::new();
-                self.read_accepted(recovered.commit_slot, &mut accepted)?;
-                (recovered.commit_slot, accepted)
-            }
-        };
+        let remembers = named && recovered.damaged.is_empty() && recovered.promise_certain;
+        // Behind damage stands what may not be the newest that was accepted here. It comes from the
+        // peers, and this replica's word does not count: it may have accepted more.
+        let commit_slot = recovered.commit_slot.min(recovered.intact_through);
+        let mut accepted = Vec::new();
+        if remembers {
+            self.read_accepted(commit_slot, &mut accepted)?;
+        }
         Ok(Restored {
             promised: recovered.promised,
             commit_slot,
             log_first: recovered.first_slot,
             accepted,
             configurations: Configurations::new(genesis.configuration.clone()),
-            remembers: named && first_damaged.is_none() && recovered.promise_certain,
+            remembers,
         })
     }
 
