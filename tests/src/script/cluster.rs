@@ -35,6 +35,8 @@ pub struct Options {
     pub window_slots_max: u64,
     /// Payload bytes of one shipped record, about.
     pub record_bytes: usize,
+    /// Rows in flight on one lane: more than one lets a reader see old ones late.
+    pub rows_max: usize,
 }
 
 impl Options {
@@ -49,6 +51,7 @@ impl Options {
             catch_up_bytes: 1 << 16,
             window_slots_max: 1024,
             record_bytes: 4096,
+            rows_max: 1,
         }
     }
 
@@ -97,7 +100,7 @@ impl Cluster {
         let mut cluster = Self {
             now: Nanos(0),
             replicas: nodes.iter().map(replica).collect(),
-            network: Network::new(&nodes),
+            network: Network::new(&nodes, options.rows_max),
             ledger: Ledger::new(configurations.latest().quorum()),
             configurations,
             record_bytes: options.record_bytes,
@@ -308,7 +311,7 @@ impl Cluster {
 
     fn deliver_row(&mut self, from: NodeId, to: NodeId) -> bool {
         let Some(lanes) = self.network.lanes_mut(from, to) else { return false };
-        let Some(queued) = lanes.row.take() else { return false };
+        let Some(queued) = lanes.rows.pop_front() else { return false };
         let before = lanes.row_delivered.replace(queued.item).unwrap_or_default();
         if self.chatty
             && let Some(news) = show::row_news(&before, &queued.item)

@@ -2,7 +2,7 @@
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B]` | a new cluster of N voters (see [`Options`]) |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R]` | a new cluster of N voters (see [`Options`]) |
 //! | `run 500ms` | time passes, everything is delivered at once |
 //! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
 //! | `settle` | delivers until nothing is in flight |
@@ -104,6 +104,7 @@ impl Interpreter {
                 "cache" => options.cache_bytes_max = number(value)?,
                 "catch-up" => options.catch_up_bytes = number(value)?,
                 "window" => options.window_slots_max = number(value)?,
+                "rows" => options.rows_max = number(value)?,
                 "record" => options.record_bytes = number(value)?,
                 _ => return Err(format!("no setting is named {name}")),
             }
@@ -153,7 +154,7 @@ impl Interpreter {
         }
         let control = lanes.control.iter().map(|queued| (queued.order, from, to, Lane::Control));
         let records = lanes.records.iter().map(|queued| (queued.order, from, to, Lane::Records));
-        let row = lanes.row.iter().map(|queued| (queued.order, from, to, Lane::Row));
+        let row = lanes.rows.iter().map(|queued| (queued.order, from, to, Lane::Row));
         control.chain(records).chain(row).collect()
     }
 

@@ -1,7 +1,7 @@
 //! The network between the replicas of a script, delivered by hand.
 //!
 //! Each ordered pair has the lanes of the transport contract: control messages in order, records in
-//! order, and a row that the next one overwrites. The lanes are not ordered among each other: a
+//! order, and rows, each of which overwrites the one before (sooner or later, see `rows_max`). The lanes are not ordered among each other: a
 //! replica that polls may see a row before the records that were posted before it. A link that
 //! goes down loses what it carried and comes back as a new incarnation.
 
@@ -29,8 +29,8 @@ pub struct Lanes {
     pub control: VecDeque<InFlight<Message>>,
     /// The inbox ring.
     pub records: VecDeque<InFlight<Accept>>,
-    /// The row that was posted last and not read yet.
-    pub row: Option<InFlight<Row>>,
+    /// Rows posted and not read yet: the last one, or as many as the network keeps apart.
+    pub rows: VecDeque<InFlight<Row>>,
     /// The newest row posted in this incarnation.
     pub row_posted: Option<Row>,
     /// The newest row delivered in this incarnation.
@@ -67,6 +67,8 @@ pub struct Network {
     links: BTreeMap<(NodeId, NodeId), Link>,
     lanes: BTreeMap<(NodeId, NodeId), Lanes>,
     posted: u64,
+    /// Rows of one lane that are in flight at the same time; one more overwrites the newest.
+    rows_max: usize,
 }
 
 fn unordered(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
@@ -74,10 +76,10 @@ fn unordered(a: NodeId, b: NodeId) -> (NodeId, NodeId) {
 }
 
 impl Network {
-    /// Links among all of `nodes`, down but wanted.
+    /// Links among all of `nodes`, down but wanted, with at most `rows_max` rows in flight on each.
     #[must_use]
-    pub fn new(nodes: &[NodeId]) -> Self {
-        let mut network = Self::default();
+    pub fn new(nodes: &[NodeId], rows_max: usize) -> Self {
+        let mut network = Self { rows_max, ..Self::default() };
         for &a in nodes {
             for &b in nodes.iter().filter(|b| **b != a) {
                 network.lanes.insert((a, b), Lanes::default());
@@ -181,11 +183,14 @@ impl Network {
         }
     }
 
-    /// Posts a row over the last one. Returns the one posted before it in this incarnation.
+    /// Posts a row, over the last one if too many are in flight. Returns the one posted before it in this incarnation.
     pub fn post_row(&mut self, from: NodeId, to: NodeId, row: Row) -> Option<Row> {
         let posted = self.stamp(from, to, row);
         let lanes = self.lanes.get_mut(&(from, to))?;
-        lanes.row = Some(posted);
+        if lanes.rows.len() >= self.rows_max {
+            lanes.rows.pop_back();
+        }
+        lanes.rows.push_back(posted);
         lanes.row_posted.replace(row)
     }
 
@@ -214,7 +219,7 @@ impl Network {
         self.lanes.iter().filter(|(_, lanes)| !lanes.stalled).flat_map(|(&(from, to), lanes)| {
             let control = lanes.control.front().map(|item| (item.order, from, to, Lane::Control));
             let record = lanes.records.front().map(|item| (item.order, from, to, Lane::Records));
-            let row = lanes.row.as_ref().map(|item| (item.order, from, to, Lane::Row));
+            let row = lanes.rows.front().map(|item| (item.order, from, to, Lane::Row));
             [control, record, row].into_iter().flatten()
         })
     }

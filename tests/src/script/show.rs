@@ -211,10 +211,11 @@ pub fn queues(cluster: &Cluster) -> Vec<String> {
         for queued in &lanes.records {
             lines.push(format!("{from:?} => {to:?} {}{stalled}", accept(&queued.item)));
         }
-        if let Some(queued) = &lanes.row {
-            let before = lanes.row_delivered.unwrap_or_default();
+        let mut before = lanes.row_delivered.unwrap_or_default();
+        for queued in &lanes.rows {
             let news = row_news(&before, &queued.item).unwrap_or_else(|| " heartbeat".to_owned());
             lines.push(format!("{from:?} => {to:?} row{news}{stalled}"));
+            before = queued.item;
         }
     }
     lines
