@@ -94,13 +94,16 @@ pub struct LogRead {
 ///   until they return nothing, before the thread rests.
 /// * *Durability rule*: persists become durable in the order in which they came out, and
 ///   [`Paxos::on_persisted`] is told no sooner. What must not leave before that is held back in
-///   here; what comes out may leave at once.
+///   here; what comes out may leave at once. A record carries [`Paxos::log_commit_slot`], and no
+///   higher commit slot.
 #[derive(Clone, Debug)]
 pub struct Paxos {
     settings: Settings,
     configurations: Configurations,
     acceptor: Acceptor,
     commit_slot: Slot,
+    /// `commit_slot` when all persists were last taken out.
+    log_commit_slot: Slot,
     applied_slot: Slot,
     log_first: Slot,
     role: Role,
@@ -151,6 +154,7 @@ impl Paxos {
             acceptor: Acceptor::restore(promised, commit_slot, window),
             configurations,
             commit_slot,
+            log_commit_slot: commit_slot,
             applied_slot: Slot::ZERO,
             log_first,
             role: Role::Follower,
@@ -311,9 +315,24 @@ impl Paxos {
         self.messages.pop_front()
     }
 
-    /// The next thing to append to the log.
+    /// The next thing to append to the log, together with [`Paxos::log_commit_slot`].
     pub fn poll_persist(&mut self) -> Option<Persist> {
-        self.acceptor.poll_persist()
+        let persist = self.acceptor.poll_persist();
+        if persist.is_none() {
+            self.log_commit_slot = self.commit_slot;
+        }
+        persist
+    }
+
+    /// The commit slot that the record being appended may carry: one that records appended before
+    /// it cover.
+    ///
+    /// [`Paxos::commit_slot`] itself will not do: it may cover records that still wait behind this
+    /// one. A crash between the two would leave a log that calls chosen what stands in those slots
+    /// from an older ballot.
+    #[must_use]
+    pub fn log_commit_slot(&self) -> Slot {
+        self.log_commit_slot
     }
 
     /// The next read of the log for a peer; answer with [`Paxos::on_log_read`].

@@ -81,10 +81,9 @@ impl Cluster {
                 }
             }
             let number = PersistNumber(life.emitted);
-            life.pending.push_back(Pending { number, persist, commit_slot: life.noted_commit });
+            let commit_slot = life.core.log_commit_slot();
+            life.pending.push_back(Pending { number, persist, commit_slot });
         }
-        // Only now: every record that the commit slot speaks of stands before those that carry it.
-        life.noted_commit = life.core.commit_slot();
         let waiting = life.pending.len();
         if holds || waiting == 0 || self.replicas.get(&node).is_some_and(|r| r.poisoned) {
             return busy;

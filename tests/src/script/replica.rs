@@ -36,8 +36,6 @@ pub struct Life {
     pub pending: VecDeque<Pending>,
     /// How many persists came out.
     pub emitted: u64,
-    /// What the next records say is chosen: noted after the records that cover it.
-    pub noted_commit: Slot,
     /// Up to here the ledger was told what this life takes for chosen.
     pub checked_commit: Slot,
     /// A chain over all applied values.
@@ -129,7 +127,6 @@ impl Replica {
             core: Paxos::new(self.settings.clone(), restored, now),
             pending: VecDeque::new(),
             emitted: 0,
-            noted_commit: commit_slot,
             checked_commit: Slot::ZERO,
             digest: 0,
             reads: VecDeque::new(),
