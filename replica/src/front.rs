@@ -15,7 +15,7 @@ use crate::status::{SharedStatus, Status};
 
 /// Requests that wait for the replica's thread; beyond it a client is told "busy".
 pub const REQUESTS_MAX: usize = 65_536;
-/// Payload bytes that wait for the replica's thread, or for their outcome.
+/// Payload bytes that wait for the replica's thread.
 pub const REQUEST_BYTES_MAX: usize = 512 << 20;
 
 /// Why a request has no reply. The variant says what the client may believe: this and a reply are

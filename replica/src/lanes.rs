@@ -13,6 +13,11 @@ pub(crate) struct Lanes {
     pub(crate) peer: NodeId,
     pub(crate) control_up: bool,
     pub(crate) data_up: bool,
+    /// The peer showed the founding document of our cluster in this life of the control lane, and
+    /// in this life of the data lane. Before that nothing that it said or wrote is looked at: it may
+    /// belong to another cluster, by a wrong address.
+    pub(crate) control_known: bool,
+    pub(crate) data_known: bool,
     /// Something may be in the inbox or the row.
     pub(crate) inbox_hint: bool,
     pub(crate) row_hint: bool,
@@ -42,6 +47,8 @@ impl Lanes {
             peer,
             control_up: false,
             data_up: false,
+            control_known: false,
+            data_known: false,
             inbox_hint: false,
             row_hint: false,
             ring_writer: RingWriter::new(RegionId::inbox(local), ring_bytes),
@@ -55,6 +62,7 @@ impl Lanes {
     /// A new life of the data lane: positions and sequences start over.
     pub(crate) fn data_lane_up(&mut self, incarnation: Incarnation) {
         self.data_up = true;
+        self.data_known = false;
         self.ring_writer.reset(incarnation);
         self.ring_reader.reset(incarnation);
         self.row_writer.reset(incarnation);

@@ -14,8 +14,9 @@ pub struct Context {
     pub time_ms: u64,
 }
 
-/// Replies of one submission at the most, in bytes; the ones that come after are replaced by empty
-/// ones. The same on every replica, since replies are replicated outcomes.
+/// Replies of one group of commands (what one replica sent on together) at the most, in bytes; the
+/// ones that come after are replaced by empty ones. The same on every replica, since replies are
+/// replicated outcomes.
 pub const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// The thing that is replicated. Every replica holds one and feeds it the same commands in the same

@@ -48,7 +48,7 @@ fn start(network: &MemoryNetwork, node: u16, medium: MediumKind, directory: &Pat
         node: NodeId(node),
         segment_bytes: 16 << 20,
     };
-    let incarnation = Incarnation(1000 + u64::from(node));
+    let incarnation = Incarnation(random());
     let (log, recovered) =
         Log::open(&options, incarnation, Arc::new(move || waker.wake())).unwrap();
     let mut options = NodeOptions::new(NodeId(node), members(), random());
@@ -156,4 +156,39 @@ fn a_replica_that_lost_its_memory_follows_and_does_not_vote() {
     until("the status tells", || handle.status().role == RoleName::Learner);
     assert!(!handle.status().votes);
     assert!(handle.status().trouble.contains("does not vote"), "{}", handle.status().trouble);
+}
+
+#[test]
+fn a_replica_of_another_cluster_is_not_listened_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (directory.path().join("ours"), directory.path().join("theirs"));
+    for (seed, home) in [(20, &ours), (21, &theirs)] {
+        let network = MemoryNetwork::new(seed);
+        let replicas: Vec<_> =
+            (1..=3).map(|node| start(&network, node, MediumKind::Emulated, home)).collect();
+        for _ in 0..=seed {
+            replicas[0].handle().propose(seed.to_string().as_bytes()).wait().unwrap();
+        }
+        until("all have all", || {
+            let slots: Vec<_> =
+                replicas.iter().map(|replica| replica.handle().status().applied_slot).collect();
+            slots.iter().all(|slot| *slot == slots[0])
+        });
+    }
+    // Replica 3 is started with the directory of the other cluster: its own words, higher slots and
+    // all, must not reach the two that are left, nor theirs it.
+    let network = MemoryNetwork::new(22);
+    let replicas = [
+        start(&network, 1, MediumKind::Emulated, &ours),
+        start(&network, 2, MediumKind::Emulated, &ours),
+        start(&network, 3, MediumKind::Emulated, &theirs),
+    ];
+    replicas[0].handle().propose(b"again").wait().unwrap();
+    let expected = format!("{}again ", "20 ".repeat(21));
+    assert_eq!(read(&replicas[1].handle()), expected);
+    let stranger = replicas[2].handle();
+    assert_eq!(stranger.status().leader, None);
+    let stale = stranger.query(b"", Consistency::Stale).wait().unwrap();
+    assert!("21 ".repeat(22).as_bytes().starts_with(&stale), "{stale:?}");
+    assert!(replicas.iter().all(Runner::is_running));
 }

@@ -176,10 +176,10 @@ fn problems(answers: &[Answer]) -> Vec<String> {
     for answer in answers {
         match &answer.report {
             Err(error) => problems.push(format!(
-                "{} does not answer ({error}). {} Start it again with its own data directory; it \
+                "{} does not answer ({error}). {}Start it again with its own data directory; it \
                  catches up by itself",
                 answer.address,
-                if leader.is_some() { "The others go on without it." } else { "" }
+                if leader.is_some() { "The others go on without it. " } else { "" }
             )),
             Ok(report) if !report.trouble.is_empty() => {
                 problems.push(format!(

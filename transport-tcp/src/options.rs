@@ -16,7 +16,7 @@ pub struct TcpOptions {
     /// address is not dialled until [`crate::TcpTransport::set_peer_address`].
     pub peers: Vec<(NodeId, String)>,
     /// What tells one cluster from another; 0 when not known yet
-    /// ([`crate::TcpTransport::set_cluster`]).
+    /// ([`quorate_transport::Transport::set_cluster`]).
     pub cluster: u64,
 }
 

@@ -124,20 +124,6 @@ impl TcpTransport {
         Ok(())
     }
 
-    /// From now on only members of `cluster` are talked to. Lanes to others go down.
-    pub fn set_cluster(&mut self, cluster: u64) {
-        self.cluster = cluster;
-        for place in 0..self.peers.len() {
-            for lane in LANES {
-                let connection = &self.peers[place].lane(lane).connection;
-                let theirs = connection.as_ref().map_or(0, |connection| connection.cluster);
-                if cluster != 0 && theirs != 0 && theirs != cluster {
-                    self.drop_lane(place, lane, "it belongs to another cluster", true);
-                }
-            }
-        }
-    }
-
     /// What was sent and received, in how many system calls.
     #[must_use]
     pub const fn statistics(&self) -> Statistics {
@@ -251,6 +237,19 @@ fn check_peers(local: NodeId, given: Vec<(NodeId, String)>) -> Result<Vec<Peer>,
 }
 
 impl Transport for TcpTransport {
+    fn set_cluster(&mut self, cluster: u64) {
+        self.cluster = cluster;
+        for place in 0..self.peers.len() {
+            for lane in LANES {
+                let connection = &self.peers[place].lane(lane).connection;
+                let theirs = connection.as_ref().map_or(0, |connection| connection.cluster);
+                if cluster != 0 && theirs != 0 && theirs != cluster {
+                    self.drop_lane(place, lane, "it belongs to another cluster", true);
+                }
+            }
+        }
+    }
+
     fn local(&self) -> NodeId {
         self.local
     }

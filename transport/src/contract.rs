@@ -252,6 +252,10 @@ pub trait Transport: Send {
     /// usual back-off. [`Event::LinkDown`] follows.
     fn reset(&mut self, peer: NodeId, reason: &str);
 
+    /// Names the cluster, once it is known (not 0): a transport that greets its peers talks to no
+    /// member of another one from now on. A peer that does not know its cluster yet is welcome.
+    fn set_cluster(&mut self, _cluster: u64) {}
+
     /// What the link to `peer` looks like.
     fn status(&self, peer: NodeId) -> LinkStatus;
 }

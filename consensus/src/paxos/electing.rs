@@ -33,7 +33,7 @@ impl Paxos {
             self.notice(Notice::Leaderless);
         }
         self.role = Role::Follower;
-        if self.votes {
+        if self.votes && self.may_lead {
             self.begin_pre_vote();
         }
     }
@@ -61,6 +61,7 @@ impl Paxos {
     pub(super) fn on_pre_vote(&mut self, from: NodeId, ballot: Ballot, commit_slot: Slot) {
         let promised = self.acceptor.promised();
         let far_behind = commit_slot.0 + BEHIND_SLOTS < self.commit_slot.0
+            && self.may_lead
             && self.quorum_connected()
             && !matches!(self.role, Role::Leader(_));
         let granted = self.votes && ballot > promised && !self.leader_is_alive() && !far_behind;

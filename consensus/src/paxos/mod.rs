@@ -112,6 +112,7 @@ pub struct Paxos {
     leader_heard_at: Option<Nanos>,
     round_seen: u64,
     votes: bool,
+    may_lead: bool,
     poisoned: bool,
     peers: Vec<Peer>,
     now: Nanos,
@@ -162,6 +163,7 @@ impl Paxos {
             leader_heard_at: None,
             round_seen: promised.round,
             votes,
+            may_lead: true,
             poisoned: false,
             peers,
             now,
@@ -236,6 +238,15 @@ impl Paxos {
             self.step_down("its log failed");
         }
         self.mark_rows_due();
+    }
+
+    /// Whether this replica may lead. One that may not hands over if it leads, and does not stand for
+    /// election; it votes as before.
+    pub fn set_may_lead(&mut self, may_lead: bool) {
+        self.may_lead = may_lead;
+        if !may_lead && self.role_is_leader() {
+            self.step_down("it may not lead at present");
+        }
     }
 
     /// A control message arrived.

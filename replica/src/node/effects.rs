@@ -4,6 +4,7 @@ use super::Node;
 use crate::arena;
 use crate::front::Reason;
 use crate::lanes;
+use crate::options::nanos;
 use bytes::BufMut;
 use quorate_consensus::batch::BATCH_HEADER_BYTES;
 use quorate_consensus::{
@@ -25,6 +26,7 @@ impl Node {
             self.origin.send_again(self.clock.now);
             self.forwarded.clear();
             self.forwarded_bytes = 0;
+            self.forwarded_commands = 0;
             self.proposed.clear();
         }
         if core.role_is_leader() {
@@ -128,6 +130,7 @@ impl Node {
             let Some(core) = &mut self.core else { break };
             let Some(persist) = self.unappended.take().or_else(|| core.poll_persist()) else {
                 self.log_full = false;
+                core.set_may_lead(true);
                 break;
             };
             let record = match &persist {
@@ -172,8 +175,16 @@ impl Node {
         if matches!(error, LogError::Full { .. }) {
             if !self.log_full {
                 tracing::error!(%error, "the log is full: this replica does not vote until there is space");
+                self.log_full_since = self.clock.now;
             }
             self.log_full = true;
+            // Health is progress: a leader that cannot write hands over to one that can.
+            let patience = nanos(self.options.election_timeout_min);
+            if self.clock.now.since(self.log_full_since) >= patience
+                && let Some(core) = &mut self.core
+            {
+                core.set_may_lead(false);
+            }
         } else {
             self.fail_log(error);
         }

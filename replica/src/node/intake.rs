@@ -39,6 +39,7 @@ impl Node {
                 if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
                     lanes.data_lane_up(incarnation);
                 }
+                self.introduce(peer);
                 if let Some(core) = &mut self.core {
                     core.on_link_up(now, peer);
                 }
@@ -67,16 +68,22 @@ impl Node {
     fn on_control_up(&mut self, peer: NodeId) {
         if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
             lanes.control_up = true;
+            lanes.control_known = false;
         }
-        let hello = match (&self.recovered.identity.genesis, &self.founding) {
-            (Some(document), _) => Message::Genesis { document: document.clone() },
-            (None, _) => Message::Fresh { incarnation: self.recovered.identity.incarnation },
-        };
-        self.post(peer, &hello);
+        self.introduce(peer);
         // What was forwarded on the old lane may be lost.
         if self.led_by.is_some_and(|ballot| ballot.node == peer) {
             self.origin.send_again(self.clock.now);
         }
+    }
+
+    /// Says who we are, on the control lane. Both ends do so whenever a lane comes up.
+    fn introduce(&mut self, peer: NodeId) {
+        let hello = match &self.recovered.identity.genesis {
+            Some(document) => Message::Genesis { document: document.clone() },
+            None => Message::Fresh { incarnation: self.recovered.identity.incarnation },
+        };
+        self.post(peer, &hello);
     }
 
     fn on_lane_down(&mut self, peer: NodeId, lane: Lane, reason: &str) {
@@ -99,6 +106,7 @@ impl Node {
     }
 
     fn on_message(&mut self, from: NodeId, message: Message) {
+        let known = lanes_of(&mut self.lanes, from).is_some_and(|lanes| lanes.control_known);
         match message {
             Message::Fresh { incarnation } => {
                 if let Some(document) = self.recovered.identity.genesis.clone() {
@@ -108,16 +116,18 @@ impl Node {
                 }
             }
             Message::Genesis { document } => self.on_genesis(from, document),
-            Message::Forward { groups } => self.on_forward(from, groups),
+            Message::Forward { groups } if known => self.on_forward(from, groups),
             Message::Goodbye { reason, .. } => {
                 let reason = String::from_utf8_lossy(&reason);
                 tracing::error!(peer = %from, %reason, "the peer refuses to talk to this replica");
             }
-            message => {
+            message if known => {
                 if let Some(core) = &mut self.core {
                     core.on_message(self.clock.now, from, message);
                 }
             }
+            // Its founding document comes first on every lane: what came before is a stranger's.
+            _ => tracing::debug!(peer = %from, "a message of an unknown peer is dropped"),
         }
     }
 
@@ -137,10 +147,17 @@ impl Node {
                 self.post(from, &Message::Goodbye { to: from, reason: reason.clone().into() });
                 self.transport.flush();
                 self.transport.reset(from, &reason);
+            } else if let Some(lanes) = lanes_of(&mut self.lanes, from) {
+                lanes.control_known = true;
+                lanes.data_known = true;
             }
             return;
         }
         self.found(document, theirs);
+        if let Some(lanes) = lanes_of(&mut self.lanes, from) {
+            lanes.control_known = self.genesis.is_some();
+            lanes.data_known = self.genesis.is_some();
+        }
     }
 
     /// Keeps the founding document, then takes part.
@@ -211,7 +228,7 @@ impl Node {
         let now = self.clock.now;
         let hints = self.transport.hints();
         let mut busy = false;
-        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up) {
+        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up && lanes.data_known) {
             let peer = lanes.peer;
             // A log without room takes nothing more in: the ring fills, the leader stops.
             let look = lanes.inbox_hint || !hints || lanes.ring_reader.suspicious();

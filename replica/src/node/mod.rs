@@ -107,6 +107,7 @@ pub struct Node {
     /// A persist that the log had no room for.
     unappended: Option<Persist>,
     log_full: bool,
+    log_full_since: Nanos,
     log_failure: Option<String>,
     /// Proposals of this leadership that are not known chosen, for the commit latency.
     proposed: VecDeque<(Slot, Nanos)>,
@@ -192,6 +193,7 @@ impl Node {
             digest: 0,
             unappended: None,
             log_full: false,
+            log_full_since: Nanos(0),
             log_failure: None,
             proposed: VecDeque::new(),
             counters: Counters::default(),
@@ -270,6 +272,7 @@ impl Node {
                 core.on_link_up(self.clock.now, lanes.peer);
             }
         }
+        self.transport.set_cluster(genesis.cluster);
         self.genesis = Some(genesis);
         self.founding = None;
         Ok(())
