@@ -1,0 +1,240 @@
+//! Disks that fail, dawdle and fill up, made by `strace` between a real replica and the kernel.
+
+mod process;
+
+use process::client::{Client, Outcome};
+use process::load::{Account, Load};
+use process::{Cluster, PATIENCE, wait};
+use quorate_server::report::Report;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The log's syncs before a disk starts to misbehave, so that the cluster is founded by then.
+/// `strace` counts them for each thread.
+const HEALTHY_SYNCS: u64 = 200;
+const DELAY: Duration = Duration::from_millis(300);
+
+/// Whether `strace` can be used; says so if not.
+fn strace_works() -> bool {
+    let tried = Command::new("strace")
+        .args(["-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync", "true"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match tried {
+        Ok(status) if status.success() => true,
+        Ok(_) => {
+            println!("skipped: strace may not trace here");
+            false
+        }
+        Err(_) => {
+            println!("skipped: strace is not installed");
+            false
+        }
+    }
+}
+
+/// Three replicas on files, `nodes` of them behind a `strace` that injects `fault`.
+fn start(name: &str, nodes: &[u16], syscalls: &str, fault: &str) -> Cluster {
+    let mut cluster = Cluster::prepare(name, "file", |_| {});
+    for node in nodes {
+        let trace = format!("trace={syscalls}");
+        let inject = format!("inject={syscalls}:{fault}");
+        let arguments =
+            ["-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        cluster.set_strace(*node, &arguments);
+    }
+    cluster.start_all();
+    cluster.leader();
+    cluster
+}
+
+/// Kills leaders until `node` leads, or does not.
+fn arrange(cluster: &mut Cluster, node: u16, leads: bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let leader = cluster.leader();
+        if (leader == node) == leads {
+            cluster.converged();
+            if cluster.leader() == leader {
+                return;
+            }
+        }
+        assert!(Instant::now() < deadline, "replica {node} cannot be made to lead: {leads}");
+        if leader != node || !leads {
+            cluster.kill(leader);
+            cluster.leader();
+            cluster.restart(leader);
+            cluster.converged();
+        }
+    }
+}
+
+/// Waits until a replica says that something is wrong, and says what.
+fn trouble(cluster: &Cluster, node: u16, word: &str) -> Report {
+    cluster.wait(&format!("trouble with {word:?} at replica {node}"), || {
+        cluster.report(node).filter(|report| report.trouble.contains(word))
+    })
+}
+
+fn sync_fails(name: &str, leads: bool) {
+    if !strace_works() {
+        return;
+    }
+    let fault = format!("error=EIO:when={HEALTHY_SYNCS}+");
+    let mut cluster = start(name, &[1], "fdatasync", &fault);
+    arrange(&mut cluster, 1, leads);
+    let load = Load::start(&cluster.addresses(), 2, 0);
+    let report = trouble(&cluster, 1, "the log failed");
+    println!("replica 1 says: {}", report.trouble);
+    assert!(!report.votes, "a replica whose log failed must not vote");
+    assert!(report.trouble.contains("restart it"), "{}", report.trouble);
+    let leader = cluster.leader();
+    assert_ne!(leader, 1, "a replica whose log failed must not lead");
+    load.advance(300);
+    let account = load.stop();
+    assert!(account.acknowledged > 0);
+    let mut refused = Client::new(&cluster.address(1));
+    let outcome = refused.words("SET key value");
+    let says_why = matches!(&outcome, Outcome::Rejected(text) if text.contains("log"));
+    assert!(says_why, "{outcome:?}");
+    let said = String::from_utf8_lossy(&cluster.status(false).stdout).into_owned();
+    assert!(said.contains("! replica 1 (") && said.contains("the log failed"), "{said}");
+    account.check(&cluster.address(leader));
+    // On a disk that works again it is a full member.
+    cluster.kill(1);
+    cluster.set_strace(1, &[]);
+    cluster.restart(1);
+    let report = cluster.converged();
+    account.check(&cluster.address(1));
+    let healed = cluster.report(1).expect("it answers");
+    assert!(healed.votes && healed.trouble.is_empty(), "{healed:?}");
+    println!("healed at slot {}, {} acknowledged", report.applied_slot, account.acknowledged);
+}
+
+#[test]
+fn a_followers_sync_fails_it_stops_voting_and_says_why_and_the_cluster_goes_on() {
+    sync_fails("disk-follower-eio", false);
+}
+
+#[test]
+fn the_leaders_sync_fails_it_hands_over_and_nothing_acknowledged_is_lost() {
+    sync_fails("disk-leader-eio", true);
+}
+
+/// How long each of ten writes takes once replicas 2 and 3, or only 3, sync slowly.
+fn write_times(name: &str, slow: &[u16]) -> Vec<Duration> {
+    let fault = format!("delay_enter={}:when={HEALTHY_SYNCS}+", DELAY.as_micros());
+    let mut cluster = start(name, slow, "fdatasync", &fault);
+    arrange(&mut cluster, 1, true);
+    let mut client = Client::new(&cluster.address(1));
+    wait("slow disks", PATIENCE, || {
+        assert!(client.insist("SET warm up").is_ok());
+        let begun = |node: &u16| {
+            // Opening the log synced a few times in another thread: those do not count here.
+            cluster.report(*node).is_some_and(|it| it.counters.log_flushes > HEALTHY_SYNCS + 16)
+        };
+        slow.iter().all(begun).then_some(())
+    });
+    let times: Vec<Duration> = (0..10)
+        .map(|number| {
+            let sent = Instant::now();
+            assert!(client.insist(&format!("SET key-{number} value")).is_ok());
+            sent.elapsed()
+        })
+        .collect();
+    assert_eq!(cluster.leader(), 1, "void: another replica leads now");
+    println!("slow: {slow:?}: {times:?}");
+    times
+}
+
+#[test]
+fn both_followers_sync_slowly_no_write_is_acknowledged_before_a_sync_could_have_ended() {
+    if strace_works() {
+        let times = write_times("disk-two-slow", &[2, 3]);
+        assert!(times.iter().all(|time| *time >= DELAY), "{times:?}");
+    }
+}
+
+#[test]
+fn one_follower_syncs_slowly_and_writes_stay_fast() {
+    if strace_works() {
+        let mut times = write_times("disk-one-slow", &[3]);
+        times.sort();
+        assert!(times[times.len() / 2] < DELAY / 2, "{times:?}");
+    }
+}
+
+/// Fills the log of replica 1's disk until the next segment finds no space.
+fn disk_fills(name: &str, leads: bool) {
+    if !strace_works() {
+        return;
+    }
+    // The first calls of a thread make the first segments. Then there is no space for a hundred
+    // tries, one every 20 ms, and there is some again.
+    let mut cluster = start(name, &[1], "fallocate", "error=ENOSPC:when=3..102");
+    arrange(&mut cluster, 1, leads);
+    let writer_at = if leads { 1 } else { cluster.leader() };
+    let mut writer = Client::new(&cluster.address(writer_at));
+    let value = vec![b'v'; 512 << 10];
+    let mut acknowledged = Vec::new();
+    let mut refused = 0;
+    let report = wait("trouble about space", PATIENCE, || {
+        let key = format!("key-{}", acknowledged.len());
+        match writer.call(&[b"SET", key.as_bytes(), &value]) {
+            outcome if outcome.is_ok() => acknowledged.push(key),
+            Outcome::Rejected(_) => refused += 1,
+            other => println!("{other:?}"),
+        }
+        cluster.report(1).filter(|report| report.trouble.contains("no space"))
+    });
+    println!("{} writes, {refused} refused, then: {}", acknowledged.len(), report.trouble);
+    let mut elsewhere = Client::new(&cluster.address(cluster.follower(&[1])));
+    elsewhere.insist("SET while-full yes");
+    cluster.wait("space again", || cluster.report(1).filter(|it| it.trouble.is_empty()));
+    cluster.converged();
+    for key in &acknowledged {
+        let reply = elsewhere.insist(&format!("STRLEN {key}"));
+        assert_eq!(reply, process::client::Reply::Integer(value.len() as i64), "{key}");
+    }
+    writer.insist("SET after yes");
+}
+
+#[test]
+fn a_followers_disk_is_full_it_says_so_and_goes_on_when_there_is_space() {
+    disk_fills("disk-follower-full", false);
+}
+
+#[test]
+fn the_leaders_disk_is_full_it_refuses_or_hands_over_and_goes_on_when_there_is_space() {
+    disk_fills("disk-leader-full", true);
+}
+
+#[test]
+fn syncs_fail_everywhere_nothing_more_is_acknowledged_and_nothing_is_lost() {
+    if !strace_works() {
+        return;
+    }
+    let fault = format!("error=EIO:when={HEALTHY_SYNCS}+");
+    let mut cluster = start("disk-all-eio", &[1, 2, 3], "fdatasync", &fault);
+    let load = Load::start(&cluster.addresses(), 2, 0);
+    cluster.wait("no majority of disks", || {
+        let reports = cluster.reports();
+        let failed = reports.iter().flatten().filter(|it| it.trouble.contains("the log failed"));
+        (failed.count() >= 2).then_some(())
+    });
+    let mut account = Account::default();
+    account.add(load.stop());
+    for node in 1..=3 {
+        let outcome = Client::new(&cluster.address(node)).words("SET key value");
+        assert!(!matches!(outcome, Outcome::Reply(_)), "acknowledged without disks: {outcome:?}");
+    }
+    cluster.kill_all();
+    for node in 1..=3 {
+        cluster.set_strace(node, &[]);
+        cluster.restart(node);
+    }
+    cluster.converged();
+    account.check(&cluster.address(1));
+    assert!(account.acknowledged > 0);
+}
