@@ -119,7 +119,8 @@ impl SessionTable {
         };
         session.last_used = slot;
         session.forget_below(group.acknowledged_below);
-        let end = group.first_sequence + u64::from(group.count);
+        // No session counts so far: a group that claims to be there is a gap.
+        let end = group.first_sequence.saturating_add(u64::from(group.count));
         if group.first_sequence > session.next_sequence {
             Admission::Gap { expected: session.next_sequence }
         } else if end <= session.next_sequence {
@@ -213,6 +214,8 @@ mod tests {
         let mut table = table();
         assert_eq!(table.admit(Slot(2), &group(5, 2, 1)), Admission::Gap { expected: 1 });
         assert_eq!(table.admit(Slot(2), &group(6, 1, 1)), Admission::NoSession);
+        let absurd = group(5, u64::MAX, 2);
+        assert_eq!(table.admit(Slot(2), &absurd), Admission::Gap { expected: 1 });
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl Paxos {
             heartbeat_at: now,
             election_at: Nanos::MAX,
             catch_up: CatchUp::default(),
-            reads: Reads::default(),
+            reads: Reads::new(settings.seed),
             messages: VecDeque::new(),
             held: VecDeque::new(),
             log_reads: VecDeque::new(),

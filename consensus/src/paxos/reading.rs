@@ -42,6 +42,12 @@ pub(super) struct Reads {
 }
 
 impl Reads {
+    /// Request ids begin anywhere: the answer to a request of an earlier life of this replica, late
+    /// on its way, must not look like the answer to a new one.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { requests: seed >> 1, ..Self::default() }
+    }
+
     pub(super) fn newest_ping(&self) -> u64 {
         self.newest_ping
     }
@@ -54,7 +60,8 @@ impl Batch {
 
     fn add_peer(&mut self, node: NodeId, id: u64) {
         match self.peers.iter_mut().find(|(peer, _)| *peer == node) {
-            Some((_, held)) => *held = id.max(*held),
+            // Messages of one life of the lane come in order; a new life counts from elsewhere.
+            Some((_, held)) => *held = id,
             None => self.peers.push((node, id)),
         }
     }

@@ -137,7 +137,7 @@ impl Node {
                 Persist::Promise(ballot) => Record::Promise(*ballot),
                 Persist::Entry(entry) => Record::Entry(entry.clone()),
             };
-            if let Err(error) = self.log.append(&record, core.commit_slot()) {
+            if let Err(error) = self.log.append(&record, core.log_commit_slot()) {
                 self.unappended = Some(persist);
                 self.on_log_error(&error);
                 break;
