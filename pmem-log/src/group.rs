@@ -130,6 +130,8 @@ impl Failure {
 pub(crate) struct SyncThread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// In place of the thread, if someone else drives the work.
+    steps: Option<SyncSteps>,
     /// When a group met a full disk: it waits here for the next try.
     waiting: Option<(Arc<Group>, Instant, Arc<str>)>,
     in_flight: Option<Arc<Group>>,
@@ -161,6 +163,22 @@ struct Desk {
     stop: bool,
 }
 
+impl Desk {
+    /// The next piece of work, if there is any.
+    fn next(&mut self, prepare: bool) -> Option<Work> {
+        if let Some(group) = self.job.take() {
+            return Some(Work::Group(group));
+        }
+        if let Some((first_segment, retired)) = self.chores.pop_front() {
+            return Some(Work::Chore(first_segment, retired));
+        }
+        if self.stop {
+            return Some(Work::Stop);
+        }
+        prepare.then_some(Work::Prepare)
+    }
+}
+
 impl Shared {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         // The desk is whole between any two statements of whoever held it.
@@ -174,14 +192,24 @@ impl SyncThread {
         keeper: Arc<Keeper>,
         current: (u64, Arc<dyn Area>),
         wake: Wake,
+        steps: Option<&SyncSteps>,
     ) -> io::Result<Self> {
         let desk = Mutex::new(Desk::default());
         let done = AtomicBool::new(false);
         let shared = Arc::new(Shared { desk, changed: Condvar::new(), done });
-        let worker = Worker { shared: Arc::clone(&shared), keeper, current, wake, finished: 0 };
-        let thread =
-            thread::Builder::new().name("quorate-sync".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { shared, thread: Some(thread), waiting: None, in_flight: None })
+        let shared_too = Arc::clone(&shared);
+        let worker =
+            Worker { shared: shared_too, keeper, current, wake, finished: 0, prepare: true };
+        let mut this =
+            Self { shared, thread: None, steps: steps.cloned(), waiting: None, in_flight: None };
+        match steps {
+            Some(steps) => *steps.worker() = Some(worker),
+            None => {
+                let builder = thread::Builder::new().name("quorate-sync".to_owned());
+                this.thread = Some(builder.spawn(move || worker.run())?);
+            }
+        }
+        Ok(this)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -215,7 +243,10 @@ impl SyncThread {
     /// Takes the outcome of the group in flight, if there is one. The group comes back if it
     /// finished; if the medium was full, it is tried again after a while.
     pub(crate) fn poll(&mut self) -> Option<(Outcome, Option<Arc<Group>>)> {
-        if self.waiting.as_ref().is_some_and(|(_, since, _)| since.elapsed() >= FULL_RETRY)
+        // Who drives the steps also decides when to look again: no clock is read there.
+        let stepped = self.steps.is_some();
+        let rested = |since: &Instant| stepped || since.elapsed() >= FULL_RETRY;
+        if self.waiting.as_ref().is_some_and(|(_, since, _)| rested(since))
             && let Some((group, ..)) = self.waiting.take()
         {
             self.submit(group);
@@ -243,6 +274,11 @@ impl SyncThread {
 
     /// Blocks until the group in flight has an outcome.
     pub(crate) fn wait(&self) {
+        if let Some(steps) = &self.steps {
+            while self.in_flight.is_some() && self.shared.desk().outcome.is_none() && steps.step() {
+            }
+            return;
+        }
         let mut desk = self.shared.desk();
         while self.in_flight.is_some() && desk.outcome.is_none() && !desk.stop {
             desk = self.shared.changed.wait(desk).unwrap_or_else(PoisonError::into_inner);
@@ -253,6 +289,9 @@ impl SyncThread {
     pub(crate) fn stop(&mut self) {
         self.shared.desk().stop = true;
         self.shared.changed.notify_all();
+        if let Some(steps) = self.steps.take() {
+            while steps.step() {}
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -267,6 +306,47 @@ impl Drop for SyncThread {
     }
 }
 
+/// The work of the sync thread, done a step at a time by whoever drives a replica's time: a
+/// simulator decides when a sync is over, and no thread or clock is involved. See
+/// [`crate::Log::open_stepped`].
+#[derive(Clone, Default)]
+pub struct SyncSteps(Arc<Mutex<Option<Worker>>>);
+
+impl fmt::Debug for SyncSteps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SyncSteps")
+    }
+}
+
+impl SyncSteps {
+    fn worker(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether [`SyncSteps::step`] would do something.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.worker().as_ref().is_some_and(|worker| {
+            let desk = worker.shared.desk();
+            desk.job.is_some() || !desk.chores.is_empty() || worker.prepare
+        })
+    }
+
+    /// Does what the sync thread would do next, from the first write to the last sync of one group
+    /// or one chore. Returns whether there can be more to do.
+    pub fn step(&self) -> bool {
+        let mut place = self.worker();
+        let Some(worker) = place.as_mut() else { return false };
+        let work = worker.shared.desk().next(worker.prepare);
+        let Some(work) = work else { return false };
+        let goes_on = worker.act(work);
+        if !goes_on {
+            *place = None;
+        }
+        goes_on
+    }
+}
+
 /// The sync thread itself.
 struct Worker {
     shared: Arc<Shared>,
@@ -276,6 +356,8 @@ struct Worker {
     wake: Wake,
     /// How many pieces of the group at hand are durable: a full disk interrupts between two.
     finished: usize,
+    /// The next segment is not ready yet.
+    prepare: bool,
 }
 
 enum Work {
@@ -287,43 +369,41 @@ enum Work {
 
 impl Worker {
     fn run(mut self) {
-        let mut prepare = true;
-        loop {
-            match self.next(prepare) {
-                Work::Stop => return,
-                Work::Chore(first_segment, retired) => self.chore(first_segment, &retired),
-                Work::Prepare => prepare = self.prepare(),
-                Work::Group(group) => {
-                    let before = self.current.0;
-                    let outcome = self.group(&group);
-                    let fatal = matches!(outcome.result, Err(Failure::Fatal(_)));
-                    drop(group);
-                    self.report(outcome);
-                    if fatal {
-                        return;
-                    }
-                    prepare |= self.current.0 != before;
-                    // A step a group, so that steady work does not keep it from being ready.
-                    prepare = prepare && self.prepare();
-                }
-            }
+        let mut goes_on = true;
+        while goes_on {
+            let work = self.wait();
+            goes_on = self.act(work);
         }
     }
 
-    fn next(&self, prepare: bool) -> Work {
+    /// Does one piece of work; returns whether there can be more.
+    fn act(&mut self, work: Work) -> bool {
+        match work {
+            Work::Stop => return false,
+            Work::Chore(first_segment, retired) => self.chore(first_segment, &retired),
+            Work::Prepare => self.prepare = self.prepare_more(),
+            Work::Group(group) => {
+                let before = self.current.0;
+                let outcome = self.group(&group);
+                let fatal = matches!(outcome.result, Err(Failure::Fatal(_)));
+                drop(group);
+                self.report(outcome);
+                if fatal {
+                    return false;
+                }
+                self.prepare |= self.current.0 != before;
+                // A step a group, so that steady work does not keep it from being ready.
+                self.prepare = self.prepare && self.prepare_more();
+            }
+        }
+        true
+    }
+
+    fn wait(&self) -> Work {
         let mut desk = self.shared.desk();
         loop {
-            if let Some(group) = desk.job.take() {
-                return Work::Group(group);
-            }
-            if let Some((first_segment, retired)) = desk.chores.pop_front() {
-                return Work::Chore(first_segment, retired);
-            }
-            if desk.stop {
-                return Work::Stop;
-            }
-            if prepare {
-                return Work::Prepare;
+            if let Some(work) = desk.next(self.prepare) {
+                return work;
             }
             desk = self.shared.changed.wait(desk).unwrap_or_else(PoisonError::into_inner);
         }
@@ -331,7 +411,7 @@ impl Worker {
 
     /// One step towards the next segment; returns whether to go on. A failure here is met again,
     /// and told, when the segment is needed.
-    fn prepare(&self) -> bool {
+    fn prepare_more(&self) -> bool {
         self.keeper.prepare().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot prepare the next segment of the log");
             false

@@ -65,6 +65,7 @@ pub use api::{
     Recovered,
 };
 pub use error::{Fault, LogError, OpenError};
+pub use group::SyncSteps;
 pub use inspect::{RecordSummary, Report, inspect, verify};
 pub use log::Log;
 pub use medium::{Area, FileMedium, MappedMedium, Medium, Profile, open_medium};

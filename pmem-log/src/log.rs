@@ -3,7 +3,7 @@
 use crate::api::{Durability, LogOptions, LogStatistics, Lsn, MediumKind, Record, Recovered};
 use crate::error::{LogError, OpenError};
 use crate::format::{Geometry, HEADER_BYTES, Header, Kind, record_bytes};
-use crate::group::{Failure, Group, Outcome, STAGED_BYTES_MAX, SyncThread, Wake};
+use crate::group::{Failure, Group, Outcome, STAGED_BYTES_MAX, SyncSteps, SyncThread, Wake};
 use crate::index::Index;
 use crate::medium::{Area, Medium, open_medium};
 use crate::recovery::{self, Segment};
@@ -102,9 +102,34 @@ impl Log {
         fresh: Incarnation,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<(Self, Recovered), OpenError> {
+        Self::open_with(medium, options, fresh, wake, None)
+    }
+
+    /// Opens the log on any medium, without a sync thread: what it would do is done by
+    /// [`SyncSteps::step`] when the caller says so, and a full disk is looked at again by each
+    /// [`Log::durable`]. For simulators.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open_stepped(
+        medium: Arc<dyn Medium>,
+        options: &LogOptions,
+        fresh: Incarnation,
+        steps: &SyncSteps,
+    ) -> Result<(Self, Recovered), OpenError> {
+        Self::open_with(medium, options, fresh, Arc::new(|| {}), Some(steps))
+    }
+
+    fn open_with(
+        medium: Arc<dyn Medium>,
+        options: &LogOptions,
+        fresh: Incarnation,
+        wake: Wake,
+        steps: Option<&SyncSteps>,
+    ) -> Result<(Self, Recovered), OpenError> {
         let opened = recovery::open(&medium, options, fresh)?;
         let keeper = Arc::new(opened.keeper);
-        let writer = Writer::new(&medium, &keeper, &opened.segments, wake)?;
+        let writer = Writer::new(&medium, &keeper, &opened.segments, wake, steps)?;
         let log = Self {
             medium,
             geometry: opened.geometry,
@@ -559,13 +584,14 @@ impl Writer {
         keeper: &Arc<Keeper>,
         segments: &VecDeque<Segment>,
         wake: Wake,
+        steps: Option<&SyncSteps>,
     ) -> Result<Self, OpenError> {
         let current = segments.back().and_then(|last| Some((last.number, last.area.clone()?)));
         let Some(current) = current.filter(|_| medium.profile().sync_thread) else {
             return Ok(Self::Direct);
         };
         let path = medium.path(&segment_name(current.0));
-        let thread = SyncThread::start(Arc::clone(keeper), current, wake)
+        let thread = SyncThread::start(Arc::clone(keeper), current, wake, steps)
             .map_err(|source| OpenError::Io { action: "start a thread for", path, source })?;
         let staged = Arc::default();
         Ok(Self::Grouped(Grouped { thread, staged, spare: None, flush_wanted: false }))

@@ -70,6 +70,12 @@ impl Node {
         status
     }
 
+    /// A fingerprint of all that was applied here: [`Status::digest`] at this moment.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
     fn peer_status(&self, peer: quorate_consensus::NodeId) -> PeerStatus {
         let heard = self.core.as_ref().and_then(|core| core.peer_row(peer));
         let row = heard.map_or(Row::default(), |(row, _)| row);
