@@ -2,7 +2,7 @@
 
 use crate::arena;
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, Message, NodeId};
+use quorate_consensus::{Incarnation, Message, Nanos, NodeId};
 use quorate_transport::ring::{RingReader, RingWriter};
 use quorate_transport::row::{ROW_BYTES, RowReader, RowWriter};
 use quorate_transport::{PostError, RegionError, RegionId, Transport, codec};
@@ -14,10 +14,16 @@ pub(crate) struct Lanes {
     pub(crate) control_up: bool,
     pub(crate) data_up: bool,
     /// The peer showed the founding document of our cluster in this life of the control lane, and
-    /// in this life of the data lane. Before that nothing that it said or wrote is looked at: it may
-    /// belong to another cluster, by a wrong address.
+    /// since the last life of the data lane ended. Before that nothing that it said or wrote is
+    /// looked at: it may belong to another cluster, by a wrong address. The end counts and not the
+    /// beginning of a life, because the peer may see the lane up, and show its document, before
+    /// this replica sees it up.
     pub(crate) control_known: bool,
     pub(crate) data_known: bool,
+    /// The peer is still to be told who this replica is.
+    pub(crate) introduction_due: bool,
+    /// When the younger of the two lanes came up.
+    pub(crate) up_since: Nanos,
     /// Something may be in the inbox or the row.
     pub(crate) inbox_hint: bool,
     pub(crate) row_hint: bool,
@@ -49,6 +55,8 @@ impl Lanes {
             data_up: false,
             control_known: false,
             data_known: false,
+            introduction_due: false,
+            up_since: Nanos(0),
             inbox_hint: false,
             row_hint: false,
             ring_writer: RingWriter::new(RegionId::inbox(local), ring_bytes),
@@ -62,7 +70,6 @@ impl Lanes {
     /// A new life of the data lane: positions and sequences start over.
     pub(crate) fn data_lane_up(&mut self, incarnation: Incarnation) {
         self.data_up = true;
-        self.data_known = false;
         self.ring_writer.reset(incarnation);
         self.ring_reader.reset(incarnation);
         self.row_writer.reset(incarnation);
@@ -70,6 +77,17 @@ impl Lanes {
         self.credit_told = 0;
         self.inbox_hint = true;
         self.row_hint = true;
+    }
+
+    /// A lane came up: the peer is to be told who this replica is, and should do the same.
+    pub(crate) fn introduce_at(&mut self, now: Nanos) {
+        self.introduction_due = true;
+        self.up_since = now;
+    }
+
+    /// Whether both lanes are up and the peer has not said who it is.
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.control_up && self.data_up && !(self.control_known && self.data_known)
     }
 
     /// Whether the peer should be told soon how much of its ring was read: a quarter of it waits.
