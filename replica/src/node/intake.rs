@@ -2,11 +2,11 @@
 
 use super::{Node, Read, lanes_of};
 use crate::front::{Consistency, Failure, Reason, Request};
-use crate::lanes;
+use crate::lanes::{self, Lanes};
 use crate::options::nanos;
 use bytes::Bytes;
 use quorate_consensus::batch::{groups_are_whole, take_group, take_item};
-use quorate_consensus::{Genesis, Message, NodeId};
+use quorate_consensus::{Genesis, Message, Nanos, NodeId};
 use quorate_transport::{Event, Lane, RegionId, codec};
 use std::sync::atomic::Ordering;
 
@@ -18,6 +18,9 @@ const READS_MAX: usize = 65_536;
 /// dropped; its origin finds the gap and sends it again.
 const FORWARDED_BYTES_MAX: usize = 128 << 20;
 
+/// A peer shows its founding document at once when a lane comes up, or when it is given ours.
+const INTRODUCTION_PATIENCE: Nanos = Nanos::from_millis(2_000);
+
 impl Node {
     /// Takes what the transport received. Returns whether anything came.
     pub(super) fn receive(&mut self) -> bool {
@@ -28,6 +31,7 @@ impl Node {
             self.on_event(event);
         }
         self.events = events;
+        self.introduce();
         busy |= self.drain_lanes();
         busy
     }
@@ -38,8 +42,8 @@ impl Node {
             Event::LinkUp { peer, lane: Lane::Data, incarnation } => {
                 if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
                     lanes.data_lane_up(incarnation);
+                    lanes.introduce_at(now);
                 }
-                self.introduce(peer);
                 if let Some(core) = &mut self.core {
                     core.on_link_up(now, peer);
                 }
@@ -69,21 +73,42 @@ impl Node {
         if let Some(lanes) = lanes_of(&mut self.lanes, peer) {
             lanes.control_up = true;
             lanes.control_known = false;
+            lanes.introduce_at(self.clock.now);
         }
-        self.introduce(peer);
         // What was forwarded on the old lane may be lost.
         if self.led_by.is_some_and(|ballot| ballot.node == peer) {
             self.origin.send_again(self.clock.now);
         }
     }
 
-    /// Says who we are, on the control lane. Both ends do so whenever a lane comes up.
-    fn introduce(&mut self, peer: NodeId) {
-        let hello = match &self.recovered.identity.genesis {
-            Some(document) => Message::Genesis { document: document.clone() },
-            None => Message::Fresh { incarnation: self.recovered.identity.incarnation },
-        };
-        self.post(peer, &hello);
+    /// Says who we are, on the control lane. Both ends do so whenever a lane comes up, and nothing
+    /// else makes them: it is tried until the lane takes it.
+    fn introduce(&mut self) {
+        let due = |lanes: &&mut Lanes| lanes.introduction_due && lanes.control_up;
+        for lanes in self.lanes.iter_mut().filter(due) {
+            let hello = match &self.recovered.identity.genesis {
+                Some(document) => Message::Genesis { document: document.clone() },
+                None => Message::Fresh { incarnation: self.recovered.identity.incarnation },
+            };
+            let transport = self.transport.as_mut();
+            let sent = lanes::send(transport, &mut self.message, lanes.peer, &hello);
+            lanes.introduction_due = sent.is_err();
+        }
+    }
+
+    /// A peer that does not say who it is would never be listened to: its lanes start over.
+    pub(super) fn refuse_strangers(&mut self) {
+        if self.genesis.is_none() {
+            return;
+        }
+        let now = self.clock.now;
+        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.is_stranger()) {
+            if now.since(lanes.up_since) >= INTRODUCTION_PATIENCE {
+                lanes.up_since = now;
+                let reason = "it did not show the founding document of its cluster";
+                self.transport.reset(lanes.peer, reason);
+            }
+        }
     }
 
     fn on_lane_down(&mut self, peer: NodeId, lane: Lane, reason: &str) {
@@ -98,6 +123,7 @@ impl Node {
             }
             Lane::Data => {
                 lanes.data_up = false;
+                lanes.data_known = false;
                 if let Some(core) = &mut self.core {
                     core.on_link_down(self.clock.now, peer);
                 }
@@ -292,7 +318,7 @@ impl Node {
         }
     }
 
-    fn admit(&mut self, request: Request, arrived: quorate_consensus::Nanos) {
+    fn admit(&mut self, request: Request, arrived: Nanos) {
         let (count, items) = match &request {
             Request::Propose { count, commands, .. } => (*count, commands),
             Request::Read { count, queries, .. } => (*count, queries),

@@ -347,6 +347,7 @@ impl Node {
             self.checked_at = now;
             self.counters.failures += self.origin.on_time(now);
             self.expire_requests();
+            self.refuse_strangers();
         }
         self.continue_founding();
     }
