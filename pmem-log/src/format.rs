@@ -14,6 +14,12 @@ pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// The smallest segment.
 pub(crate) const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 
+/// Positions and slots that a log states are below this, so that no sum of a few of them overflows.
+/// At a gigabyte a second it takes a century to get there.
+pub(crate) const STATED_MAX: u64 = 1 << 62;
+/// So is the number of an opening: the same for 32 bits.
+pub(crate) const EPOCH_MAX: u32 = 1 << 31;
+
 const RECORD_MAGIC: [u8; 4] = *b"QREC";
 const SEGMENT_MAGIC: [u8; 8] = *b"QLOGSEG\0";
 
@@ -143,7 +149,7 @@ impl Header {
             2 => Kind::Entry(ValueKind::from_u8(bytes[9])?),
             _ => return None,
         };
-        Some(Self {
+        let header = Self {
             kind,
             payload_bytes: u32_at(bytes, 12),
             slot: Slot(u64_at(bytes, 16)),
@@ -153,7 +159,17 @@ impl Header {
             durable: u64_at(bytes, 48),
             value_checksum: u32_at(bytes, 56),
             epoch: u32_at(bytes, 60),
-        })
+        };
+        header.can_stand_at(position).then_some(header)
+    }
+
+    /// Whether the fields agree with each other: what a checksum does not tell when it was computed
+    /// over nonsense.
+    fn can_stand_at(&self, position: u64) -> bool {
+        self.durable <= position
+            && self.slot.0 < STATED_MAX
+            && self.commit_slot.0 < STATED_MAX
+            && self.epoch < EPOCH_MAX
     }
 
     /// A cheap test before [`Header::decode`]: most places of a damaged range fail it.
@@ -196,7 +212,10 @@ impl SegmentHeader {
         if u32_at(bytes, 12) != checksum || u64_at(bytes, 16) != number {
             return None;
         }
-        Some(Self { number, previous_end: u64_at(bytes, 24), recycled: bytes[32] == 1 })
+        let previous_end = u64_at(bytes, 24);
+        // The segment before ended before this one began.
+        let in_order = previous_end <= geometry.position(number, 0);
+        in_order.then(|| Self { number, previous_end, recycled: bytes[32] == 1 })
     }
 }
 
@@ -230,7 +249,7 @@ mod tests {
             ballot: Ballot { round: 9, node: NodeId(2) },
             commit_slot: Slot(3),
             promised: Ballot { round: 10, node: NodeId(1) },
-            durable: 70_000,
+            durable: 65_000,
             value_checksum: 0xdead_beef,
             epoch: 5,
         }
@@ -244,6 +263,24 @@ mod tests {
         let other = Geometry { incarnation: Incarnation(78), ..GEOMETRY };
         assert_eq!(Header::decode(&bytes, &other, 65_600), None);
         assert_eq!(Header::decode(&bytes[..63], &GEOMETRY, 65_600), None);
+    }
+
+    #[test]
+    fn headers_that_contradict_themselves_are_refused_whatever_their_checksum_says() {
+        let position = 65_600;
+        let refused = [
+            Header { durable: position + 1, ..header() },
+            Header { durable: u64::MAX, ..header() },
+            Header { slot: Slot(u64::MAX), ..header() },
+            Header { commit_slot: Slot(STATED_MAX), ..header() },
+            Header { epoch: u32::MAX, ..header() },
+        ];
+        for header in refused {
+            let bytes = header.encode(&GEOMETRY, position);
+            assert_eq!(Header::decode(&bytes, &GEOMETRY, position), None, "{header:?}");
+        }
+        let segment = SegmentHeader { number: 3, previous_end: u64::MAX, recycled: false };
+        assert_eq!(SegmentHeader::decode(&segment.encode(&GEOMETRY), &GEOMETRY, 3), None);
     }
 
     #[test]

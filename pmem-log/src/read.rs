@@ -122,6 +122,10 @@ impl Reader<'_> {
     }
 
     fn payload(&mut self, position: u64, length: usize) -> Result<Bytes, LogError> {
+        if length == 0 {
+            // A record without a payload may end where its segment does: nothing is behind it.
+            return Ok(Bytes::new());
+        }
         let mut bytes = vec![0; length];
         self.fill(position, &mut bytes)?;
         Ok(bytes.into())

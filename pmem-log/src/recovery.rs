@@ -2,7 +2,7 @@
 
 use crate::api::{Damage, LogOptions, Recovered};
 use crate::error::OpenError;
-use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX};
 use crate::index::Index;
 use crate::medium::{Area, Medium};
 use crate::scan::{Event, Gap, Lost, Present, Tail, scan};
@@ -162,6 +162,10 @@ pub(crate) fn list(
     let mut retired = Vec::new();
     for name in names {
         let Some(number) = segment_number(name) else { continue };
+        if number > STATED_MAX / superblock.segment_bytes {
+            // No log comes so far: somebody else gave the file this name.
+            return Err(OpenError::NotALog { directory: medium.path(""), found: name.clone() });
+        }
         if number < superblock.first_segment {
             retired.push(name.clone());
             continue;
@@ -272,7 +276,10 @@ impl Found {
             end: self.tail.verdict(),
             damaged: self.damaged,
         };
-        let index = self.index;
+        let mut index = self.index;
+        // Behind the end there may be junk, up to the next boundary: what is appended now does not
+        // follow the last record in a way that a reader may walk.
+        index.break_run();
         Ok(Opened { geometry, keeper, segments, index, end, offset, epoch, recovered })
     }
 }

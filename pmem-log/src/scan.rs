@@ -108,7 +108,6 @@ pub(crate) fn scan(
     }
     if superblock.durable > scanner.tail.end {
         scanner.bridge(superblock.durable, "records that were durable are missing");
-        scanner.tail.ends_damaged = true;
     }
     Ok(scanner.tail)
 }
@@ -144,7 +143,8 @@ impl Scanner<'_> {
             Some(header) => self.bridge(header.previous_end, "a part of the log is missing"),
             None if self.superblock.durable > start
                 || self.proof_in_buffer(number, 0, 0)
-                || self.later_proof(index, start)? =>
+                || self.later_proof(index, start)?
+                || self.is_followed(index)? =>
             {
                 let to = start + HEADER_BYTES as u64;
                 let what = "the segment's header is damaged";
@@ -182,6 +182,10 @@ impl Scanner<'_> {
             if self.segment_is_over(index)? {
                 return Ok(());
             }
+            if let Found::BadPayload(header) = found {
+                // Its header is whole, and may itself say that something before it is missing.
+                self.bridge(header.durable, "records between whole ones are damaged");
+            }
             let end = self.tail.end;
             if self.superblock.durable <= end
                 && !self.proof_in_buffer(number, offset + WORD_BYTES, end)
@@ -207,6 +211,7 @@ impl Scanner<'_> {
         self.reach(position, &header);
         (self.sink)(Event::Record { header: &header, position });
         self.tail.end = position + header.bytes();
+        self.tail.ends_damaged = false;
         self.tail.epoch = self.tail.epoch.max(header.epoch);
         offset + header.bytes()
     }
@@ -230,6 +235,7 @@ impl Scanner<'_> {
             let gap = Gap { from: self.tail.end, to: durable, what, lost: Lost::Records };
             (self.sink)(Event::Damage(gap));
             self.tail.end = durable;
+            self.tail.ends_damaged = true;
         }
     }
 
@@ -261,6 +267,8 @@ impl Scanner<'_> {
             let what = "the value does not match its checksum";
             (self.sink)(Event::Damage(Gap { from: position, to, what, lost }));
             self.tail.end = to;
+            // An entry's header restates the promise.
+            self.tail.ends_damaged = lost == Lost::Records;
             return Some(offset + header.bytes());
         }
         let mut ahead = candidates(&self.buffer, offset + WORD_BYTES);
@@ -305,6 +313,17 @@ impl Scanner<'_> {
         for next in &self.segments[index + 1..] {
             let buffer = load(next, self.geometry.segment_bytes)?;
             if proof(&buffer, &self.geometry, next.number, 0, end) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a later segment has its header. The header of this one was durable before that was
+    /// written, even if nothing else in it ever was: a short file is closed without another record.
+    fn is_followed(&self, index: usize) -> io::Result<bool> {
+        for next in &self.segments[index + 1..] {
+            if starts(next, &self.geometry)?[0].is_some() {
                 return Ok(true);
             }
         }

@@ -1,6 +1,6 @@
 //! Making, filling, recycling and retiring segments.
 
-use crate::format::{Geometry, SegmentHeader};
+use crate::format::{Geometry, STATED_MAX, SegmentHeader};
 use crate::medium::{Area, Medium};
 use crate::superblock::SuperblockStore;
 use std::io;
@@ -22,7 +22,9 @@ pub(crate) fn segment_name(number: u64) -> String {
 /// The number in a segment's name.
 pub(crate) fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(SEGMENT_PREFIX)?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    // One number has one name: not a second with capitals, or with a plus sign.
+    (segment_name(number) == name).then_some(number)
 }
 
 /// Whether the name is one of a spare.
@@ -72,8 +74,9 @@ impl Keeper {
         for name in spare_names {
             let number = u64::from_str_radix(&name[SPARE_PREFIX.len()..], 16).unwrap_or(u64::MAX);
             let area = medium.open(name)?;
-            if area.bytes() == geometry.segment_bytes && spares.ready.len() < SPARES_MAX {
-                spares.next_number = spares.next_number.max(number.saturating_add(1));
+            let usable = area.bytes() == geometry.segment_bytes && number < STATED_MAX;
+            if usable && spares.ready.len() < SPARES_MAX {
+                spares.next_number = spares.next_number.max(number + 1);
                 // It may hold a part of an old segment: only a segment of this opening's making
                 // is known to be zero.
                 spares.ready.push(Spare { name: name.clone(), area, recycled: true });
@@ -205,7 +208,8 @@ mod tests {
     #[test]
     fn names_of_segments_read_back_and_nothing_else_does() {
         assert_eq!(segment_number(&segment_name(0xabc)), Some(0xabc));
-        for name in ["segment-", "segment-12", "segment-00000000000000zz", "spare-0", "LOCK"] {
+        let others = ["segment-+000000000000001", "segment-000000000000000A", "spare-0", "LOCK"];
+        for name in ["segment-", "segment-12", "segment-00000000000000zz"].iter().chain(&others) {
             assert_eq!(segment_number(name), None, "{name}");
         }
         assert!(is_spare("spare-0000000000000001") && !is_spare("segment-0000000000000001"));

@@ -6,7 +6,10 @@
 
 use crate::api::{Identity, MediumKind};
 use crate::error::OpenError;
-use crate::format::{FORMAT_VERSION, u32_at, u64_at};
+use crate::format::{
+    EPOCH_MAX, FORMAT_VERSION, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX, WORD_BYTES,
+    u32_at, u64_at,
+};
 use crate::medium::{Area, Medium};
 use bytes::Bytes;
 use quorate_consensus::{Incarnation, NodeId};
@@ -113,7 +116,7 @@ impl Superblock {
             _ => return Err(Unreadable::Damaged),
         };
         let genesis = &bytes[GENESIS_OFFSET..GENESIS_OFFSET + genesis_bytes.min(GENESIS_BYTES_MAX)];
-        Ok(Self {
+        let superblock = Self {
             generation: u64_at(bytes, 16),
             node: NodeId(u16::from_le_bytes([bytes[24], bytes[25]])),
             kind,
@@ -125,7 +128,23 @@ impl Superblock {
             durable: u64_at(bytes, 48),
             first_segment: u64_at(bytes, 64),
             genesis: (bytes[27] == 1).then(|| Bytes::copy_from_slice(genesis)),
-        })
+        };
+        if superblock.agrees() { Ok(superblock) } else { Err(Unreadable::Damaged) }
+    }
+
+    /// Whether the fields are ones that a log was formatted with or came to: what is computed from
+    /// them does not overflow, and no file has to be larger than a segment may be.
+    fn agrees(&self) -> bool {
+        let Self { alignment, segment_bytes, .. } = *self;
+        (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes)
+            && alignment.is_power_of_two()
+            && (WORD_BYTES..=SEGMENT_BYTES_MIN / 2).contains(&alignment)
+            && segment_bytes.is_multiple_of(alignment)
+            && (1..STATED_MAX / segment_bytes).contains(&self.first_segment)
+            && self.durable < STATED_MAX
+            && self.opened_at < STATED_MAX
+            && self.generation < STATED_MAX
+            && self.epoch < EPOCH_MAX
     }
 }
 
@@ -224,6 +243,31 @@ mod tests {
         }
         for length in 0..whole.len() {
             assert!(Superblock::decode(&whole[..length]).is_err(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn fields_that_no_log_has_are_refused_whatever_their_checksum_says() {
+        let refused: [fn(&mut Superblock); 10] = [
+            |superblock| superblock.alignment = 0,
+            |superblock| superblock.alignment = 24,
+            |superblock| superblock.alignment = 1 << 20,
+            |superblock| superblock.segment_bytes = 0,
+            |superblock| superblock.segment_bytes = 5 << 40,
+            |superblock| superblock.first_segment = 0,
+            |superblock| superblock.first_segment = 1 << 44,
+            |superblock| superblock.durable = u64::MAX,
+            |superblock| superblock.generation = u64::MAX,
+            |superblock| superblock.epoch = u32::MAX,
+        ];
+        for (index, forge) in refused.iter().enumerate() {
+            let mut superblock = superblock();
+            forge(&mut superblock);
+            assert_eq!(
+                Superblock::decode(&superblock.encode()),
+                Err(Unreadable::Damaged),
+                "{index}"
+            );
         }
     }
 

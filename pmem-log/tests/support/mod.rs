@@ -195,6 +195,14 @@ impl SimArea {
         bytes.durable = bytes.seen.clone();
     }
 
+    /// Cuts the end off, behind the log's back.
+    pub fn shorten(&self, length: usize) {
+        let mut bytes = self.bytes.lock().unwrap();
+        bytes.seen.truncate(length);
+        bytes.durable.truncate(length);
+        bytes.dirty.clear();
+    }
+
     pub fn image(&self) -> Vec<u8> {
         self.bytes.lock().unwrap().seen.clone()
     }
