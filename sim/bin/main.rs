@@ -1,0 +1,250 @@
+//! `quorate-sim`: runs seeds, says what failed and how to see it again.
+
+use clap::Parser;
+use quorate_sim::{Coverage, Outcome, Row, run, shrink};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Whole clusters of the real code on simulated time, network and disks.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Run this seed only.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print one line an event.
+    #[arg(long)]
+    trace: bool,
+    /// Run the seeds from A up to B, exclusive (`A..B`); or `fresh:N` for N that nobody tried.
+    #[arg(long)]
+    seeds: Option<String>,
+    /// Go on for so many minutes, with fresh seeds.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Threads.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Run the seeds of this file too, one a line, with their stories behind `#`.
+    #[arg(long)]
+    regressions: Option<std::path::PathBuf>,
+}
+
+/// Trace lines shown of a failure.
+const LINES: usize = 60;
+/// Failures shown in full; more are counted.
+const SHOWN: usize = 5;
+
+fn main() -> ExitCode {
+    // A panic of the product is an outcome: it is told with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    match try_main(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(what) => {
+            eprintln!("{what}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn try_main(arguments: &Arguments) -> Result<bool, String> {
+    if let Some(seed) = arguments.seed {
+        return Ok(one(seed, arguments.trace));
+    }
+    let mut seeds: Vec<u64> = Vec::new();
+    if let Some(path) = &arguments.regressions {
+        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
+        for word in text.lines().filter_map(first).filter(|word| !word.starts_with('#')) {
+            seeds.push(word.parse().map_err(|_| format!("'{word}' is no seed"))?);
+        }
+    }
+    let mut deadline = None;
+    let mut fresh = 0..0;
+    if let Some(minutes) = arguments.minutes {
+        deadline = Some(Instant::now() + Duration::from_secs(minutes * 60));
+        let start = clock_seed();
+        fresh = start..u64::MAX;
+    } else if let Some(text) = &arguments.seeds {
+        fresh = parse_seeds(text)?;
+    } else if seeds.is_empty() {
+        fresh = parse_seeds("fresh:100")?;
+    }
+    println!("seeds: {} kept, then {}..", seeds.len(), fresh.start);
+    Ok(many(&seeds, &fresh, deadline, arguments.jobs.max(1)))
+}
+
+fn clock_seed() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos() as u64 / 1_000 % 1_000_000_000_000
+}
+
+fn parse_seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let bad = || format!("'{text}' is no range of seeds: use A..B or fresh:N");
+    if let Some(count) = text.strip_prefix("fresh:") {
+        let start = clock_seed();
+        return Ok(start..start + count.parse::<u64>().map_err(|_| bad())?);
+    }
+    let (from, to) = text.split_once("..").ok_or_else(bad)?;
+    let from: u64 = from.parse().map_err(|_| bad())?;
+    let to = to.parse().map_err(|_| bad())?;
+    if from < to { Ok(from..to) } else { Err(bad()) }
+}
+
+fn one(seed: u64, trace: bool) -> bool {
+    let outcome = run(seed, true);
+    if trace {
+        let mut out = std::io::stdout().lock();
+        for line in &outcome.trace {
+            // Whoever closed the pipe has seen enough.
+            if writeln!(out, "{line}").is_err() {
+                break;
+            }
+        }
+    }
+    println!(
+        "seed {seed}: {} events, {:.1} simulated seconds, {} slots, trace {:016x}",
+        outcome.events,
+        outcome.nanos as f64 / 1e9,
+        outcome.commits,
+        outcome.hash
+    );
+    match &outcome.violation {
+        None => true,
+        Some(what) => {
+            explain(seed, what, &outcome.trace);
+            false
+        }
+    }
+}
+
+fn explain(seed: u64, what: &str, trace: &[String]) {
+    println!("\nseed {seed} FAILED: {what}");
+    println!("commit {}", commit());
+    let (items, all) = shrink(seed, what);
+    println!("{} of {all} faults are enough:", items.len());
+    for item in &items {
+        println!("  {item}");
+    }
+    println!("the last of {} lines:", trace.len());
+    for line in trace.iter().skip(trace.len().saturating_sub(LINES)) {
+        println!("  {line}");
+    }
+    println!("again: cargo run --release -p quorate-sim -- --seed {seed} --trace");
+}
+
+fn commit() -> String {
+    let output = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    let text = output.ok().filter(|output| output.status.success());
+    text.map_or_else(
+        || "unknown".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}
+
+#[derive(Default)]
+struct Sum {
+    runs: u64,
+    events: u64,
+    nanos: u64,
+    commits: u64,
+    leaderships: u64,
+    checked: u64,
+    stale_reads: u64,
+    probes: u64,
+    faults: u64,
+    coverage: Coverage,
+    failures: Vec<(u64, String)>,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: Outcome) {
+        self.runs += 1;
+        self.events += outcome.events;
+        self.nanos += outcome.nanos;
+        self.commits += outcome.commits;
+        self.leaderships += outcome.leaderships;
+        self.checked += outcome.checked;
+        self.stale_reads += outcome.stale_reads;
+        self.probes += outcome.probes;
+        self.faults += outcome.faults;
+        self.coverage.add(&outcome.coverage);
+        if let Some(what) = outcome.violation {
+            println!("seed {} FAILED: {}", outcome.seed, what.lines().next().unwrap_or_default());
+            self.failures.push((outcome.seed, what));
+        }
+    }
+}
+
+fn many(
+    kept: &[u64],
+    fresh: &std::ops::Range<u64>,
+    deadline: Option<Instant>,
+    jobs: usize,
+) -> bool {
+    let begin = Instant::now();
+    let next = AtomicU64::new(0);
+    let sum = Mutex::new(Sum::default());
+    let told = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let seed = match kept.get(index as usize) {
+                        Some(seed) => *seed,
+                        None => fresh.start.saturating_add(index - kept.len() as u64),
+                    };
+                    let is_fresh = index >= kept.len() as u64;
+                    if is_fresh && seed >= fresh.end
+                        || deadline.is_some_and(|deadline| Instant::now() > deadline)
+                    {
+                        return;
+                    }
+                    let outcome = run(seed, false);
+                    let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    sum.add(outcome);
+                    let seconds = begin.elapsed().as_secs();
+                    if seconds / 10 > told.swap(seconds / 10, Ordering::Relaxed) {
+                        println!("{seconds} s: {} seeds, {} failed", sum.runs, sum.failures.len());
+                    }
+                }
+            });
+        }
+    });
+    let sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    report(&sum, begin.elapsed());
+    for (seed, what) in sum.failures.iter().take(SHOWN) {
+        explain(*seed, what, &run(*seed, true).trace);
+    }
+    sum.failures.is_empty()
+}
+
+fn report(sum: &Sum, elapsed: Duration) {
+    let seconds = elapsed.as_secs_f64().max(0.001);
+    println!("\n{:<50} {:>10} {:>10}", "fault", "injected", "observed");
+    for row in Row::ALL {
+        let (injected, observed) = sum.coverage.of(*row);
+        println!("{:<50} {injected:>10} {observed:>10}", format!("{row:?} {}", row.what()));
+    }
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for (_, what) in &sum.failures {
+        *kinds.entry(what.split(':').next().unwrap_or_default()).or_default() += 1;
+    }
+    println!("\nseeds               {}", sum.runs);
+    println!("seeds a second      {:.1}", sum.runs as f64 / seconds);
+    println!("events              {} ({:.0} a second)", sum.events, sum.events as f64 / seconds);
+    let simulated = sum.nanos as f64 / 1e9;
+    println!("simulated time      {simulated:.0} s ({:.0} times real time)", simulated / seconds);
+    println!("faults planned      {}", sum.faults);
+    println!("slots committed     {}", sum.commits);
+    println!("leaderships         {}", sum.leaderships);
+    println!("operations checked  {}", sum.checked);
+    println!("stale reads checked {}", sum.stale_reads);
+    println!("disks looked at     {}", sum.probes);
+    println!("failures            {} {kinds:?}", sum.failures.len());
+}

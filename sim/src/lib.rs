@@ -1,0 +1,38 @@
+//! Whole clusters of the real code, on simulated time, network, clocks and disks.
+//!
+//! [`run`] draws everything from one seed: the size of the cluster, its timers and limits, how its
+//! network and disks behave (`shape.rs`), the faults and their times (`plan.rs`), and what the clients
+//! ask. One thread then steps real [`quorate_replica::Node`]s with real logs; the same seed gives the
+//! same trace, byte for byte.
+//!
+//! A run has two phases. In the *safety* phase everything may break at any time, and the invariants
+//! (`checks.rs`) must hold after each turn of each replica. Then a *core* is healed, a quorum or more
+//! of the replicas whose disks kept their word, and the rest is left broken: within bounded time the
+//! core must have a leader, acknowledge a fresh write at each of its replicas, agree on everything,
+//! and not change its leader again. At the end no acknowledged write may be missing, no rejected one
+//! may have taken effect, and the history must be linearizable.
+//!
+//! What it cannot find: faults of the real transports and media, of threads, and anything that
+//! depends on real time.
+#![forbid(unsafe_code)]
+
+mod checks;
+mod clients;
+mod coverage;
+mod faults;
+mod machine;
+mod medium;
+mod network;
+mod plan;
+mod process;
+mod random;
+mod run;
+mod shape;
+mod shrink;
+mod spy;
+mod transport;
+mod world;
+
+pub use coverage::{Coverage, Row};
+pub use run::{Outcome, run};
+pub use shrink::shrink;

@@ -1,0 +1,683 @@
+//! The links between replicas: latency, bandwidth, loss, partitions, lives of lanes, and one-sided
+//! writes that land torn, late, or after their lane died.
+//!
+//! What a replica sees is exactly what the contract of `quorate_transport` allows (C1 to C5). Time
+//! passes only in the world, which is asked to call [`Net::on_event`] at the times in [`Net::due`].
+
+use crate::coverage::{Coverage, Row};
+use crate::random::{Random, mix};
+use bytes::Bytes;
+use quorate_consensus::{Incarnation, NodeId};
+use quorate_transport::region::RegionTable;
+use quorate_transport::{Event, Lane, LinkStatus, OpNumber, PostError, RegionId};
+use std::collections::VecDeque;
+
+/// A direction of a lane queues at most this many bytes, or what the shape says.
+pub(crate) const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// An endpoint that is not polled holds at most this many events; what comes beyond waits outside.
+const INBOX_MAX: usize = 4096;
+/// A lane that could not be rebuilt is tried again after this long.
+const RETRY_NANOS: u64 = 20_000_000;
+
+/// How the network is, all run long. Times in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct NetShape {
+    /// Every operation takes at least so long.
+    pub(crate) latency_min: u64,
+    /// And on average so much longer, exponentially distributed.
+    pub(crate) latency_mean: u64,
+    /// Nanoseconds a byte.
+    pub(crate) byte_nanos: u64,
+    /// An operation breaks its lane in so many of a million cases.
+    pub(crate) loss_ppm: u64,
+    /// Writes land in pieces of this size, in any order; none: whole.
+    pub(crate) tear_bytes: Option<usize>,
+    /// How long a piece takes to become visible, on average.
+    pub(crate) landing_mean: u64,
+    /// What a dead lane left under way lands later all the same.
+    pub(crate) ghosts: bool,
+    /// Whether receivers are told that a region was written.
+    pub(crate) hints: bool,
+    /// How long a broken lane goes unnoticed, on average.
+    pub(crate) notice_mean: u64,
+    /// How long until a broken lane is rebuilt, on average.
+    pub(crate) back_off_mean: u64,
+    /// Operations that a direction of a lane queues.
+    pub(crate) queue_operations: usize,
+}
+
+/// Something that happens at a time.
+#[derive(Clone, Debug)]
+pub(crate) enum NetEvent {
+    /// The front of a queue may be there.
+    Arrive { from: usize, to: usize, lane: usize },
+    /// More of a torn write becomes visible.
+    Land { from: usize, to: usize, life: u64 },
+    /// The lane breaks.
+    Break { a: usize, b: usize, lane: usize, life: u64, row: Row },
+    /// `side` of a broken lane finds out.
+    Down { side: usize, peer: usize, lane: usize, life: u64 },
+    /// `side` learns of the lane's new life.
+    Up { side: usize, peer: usize, lane: usize, life: u64 },
+    /// The lane is tried again.
+    Connect { a: usize, b: usize, lane: usize, life: u64 },
+    /// A write of a dead lane lands.
+    Ghost { from: usize, to: usize, generation: u64, write: Write },
+}
+
+/// A one-sided write.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    region: RegionId,
+    offset: usize,
+    bytes: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Message(Bytes),
+    Write(Write),
+}
+
+#[derive(Debug, Default)]
+struct Endpoint {
+    alive: bool,
+    generation: u64,
+    regions: RegionTable,
+    inbox: Vec<Event>,
+}
+
+#[derive(Debug, Default)]
+struct LaneState {
+    /// Counts lives and deaths.
+    life: u64,
+    up: bool,
+    incarnation: u64,
+    /// The life that each side was told of, the lower id first.
+    believed: [Option<u64>; 2],
+    directions: [Direction; 2],
+}
+
+#[derive(Debug, Default)]
+struct Direction {
+    queue: VecDeque<(u64, Operation)>,
+    bytes: usize,
+    newest_arrival: u64,
+    posted: u64,
+    /// A write that is not wholly visible, with the pieces that are not.
+    landing: Option<(Write, Vec<(usize, usize)>)>,
+}
+
+/// The network of one run.
+#[derive(Debug)]
+pub(crate) struct Net {
+    shape: NetShape,
+    /// The time, set by the world before each call.
+    pub(crate) now: u64,
+    random: Random,
+    endpoints: Vec<Endpoint>,
+    /// By `a * nodes + b` with a < b, and lane.
+    lanes: Vec<[LaneState; 2]>,
+    /// How many faults block each direction.
+    blocked: Vec<u32>,
+    /// Extra latency of each direction.
+    extra: Vec<u64>,
+    /// Events to come, for the world to schedule.
+    pub(crate) due: Vec<(u64, NetEvent)>,
+    /// Replicas to wake.
+    pub(crate) wakes: Vec<usize>,
+    /// What happened, for the coverage table.
+    pub(crate) coverage: Coverage,
+    /// A fingerprint of everything that was delivered.
+    pub(crate) hash: u64,
+}
+
+fn lane_index(lane: Lane) -> usize {
+    usize::from(lane == Lane::Data)
+}
+
+fn lane_of(index: usize) -> Lane {
+    if index == 0 { Lane::Control } else { Lane::Data }
+}
+
+fn id(node: usize) -> NodeId {
+    NodeId(node as u16 + 1)
+}
+
+impl Net {
+    /// A network of `nodes` endpoints, none of them alive.
+    #[must_use]
+    pub(crate) fn new(nodes: usize, shape: NetShape, random: Random) -> Self {
+        Self {
+            shape,
+            now: 0,
+            random,
+            endpoints: (0..nodes).map(|_| Endpoint::default()).collect(),
+            lanes: (0..nodes * nodes).map(|_| Default::default()).collect(),
+            blocked: vec![0; nodes * nodes],
+            extra: vec![0; nodes * nodes],
+            due: Vec::new(),
+            wakes: Vec::new(),
+            coverage: Coverage::default(),
+            hash: 0,
+        }
+    }
+
+    fn nodes(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    fn lane(&mut self, a: usize, b: usize, lane: usize) -> &mut LaneState {
+        let nodes = self.nodes();
+        &mut self.lanes[a.min(b) * nodes + a.max(b)][lane]
+    }
+
+    fn is_blocked(&self, from: usize, to: usize) -> bool {
+        self.blocked[from * self.nodes() + to] > 0
+    }
+
+    /// Whether two replicas cannot talk.
+    pub(crate) fn is_cut(&self, a: usize, b: usize) -> bool {
+        self.is_blocked(a, b) || self.is_blocked(b, a)
+    }
+
+    fn note(&mut self, word: u64) {
+        self.hash = mix(self.hash ^ mix(word ^ self.now));
+    }
+
+    /// A process starts at `node`: its lanes are tried.
+    pub(crate) fn start(&mut self, node: usize) -> u64 {
+        let endpoint = &mut self.endpoints[node];
+        endpoint.alive = true;
+        endpoint.generation += 1;
+        endpoint.regions = RegionTable::default();
+        endpoint.inbox.clear();
+        let generation = endpoint.generation;
+        for peer in (0..self.nodes()).filter(|peer| *peer != node) {
+            for lane in 0..2 {
+                let state = self.lane(node, peer, lane);
+                let (life, up) = (state.life, state.up);
+                if !up {
+                    let wait = self.random.exponential(self.shape.latency_mean);
+                    let (a, b) = (node.min(peer), node.max(peer));
+                    self.due.push((self.now + wait, NetEvent::Connect { a, b, lane, life }));
+                }
+            }
+        }
+        generation
+    }
+
+    /// The process at `node` is gone, with its memory.
+    pub(crate) fn stop(&mut self, node: usize) {
+        if !std::mem::replace(&mut self.endpoints[node].alive, false) {
+            return;
+        }
+        self.endpoints[node].inbox.clear();
+        for peer in (0..self.nodes()).filter(|peer| *peer != node) {
+            for lane in 0..2 {
+                self.fail(node, peer, lane);
+                self.lane(node, peer, lane).believed[usize::from(node > peer)] = None;
+            }
+        }
+    }
+
+    /// Blocks a direction: what is sent waits, and after a while both lanes break.
+    pub(crate) fn block(&mut self, from: usize, to: usize, noticed_after: u64, row: Row) {
+        let index = from * self.nodes() + to;
+        self.blocked[index] += 1;
+        for lane in 0..2 {
+            let life = self.lane(from, to, lane).life;
+            let (a, b) = (from.min(to), from.max(to));
+            let event = NetEvent::Break { a, b, lane, life, row };
+            self.due.push((self.now + noticed_after, event));
+        }
+    }
+
+    /// Takes one block back; what waited arrives.
+    pub(crate) fn unblock(&mut self, from: usize, to: usize) {
+        let index = from * self.nodes() + to;
+        self.blocked[index] = self.blocked[index].saturating_sub(1);
+        if self.blocked[index] == 0 {
+            for lane in 0..2 {
+                self.pump(from, to, lane);
+            }
+        }
+    }
+
+    /// Takes all blocks and delays between two replicas back.
+    pub(crate) fn heal(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            let index = from * self.nodes() + to;
+            self.blocked[index] = 0;
+            self.extra[index] = 0;
+            for lane in 0..2 {
+                self.pump(from, to, lane);
+            }
+        }
+    }
+
+    /// Adds to the latency of a direction, or takes it back.
+    pub(crate) fn delay(&mut self, from: usize, to: usize, extra: u64) {
+        let index = from * self.nodes() + to;
+        self.extra[index] = extra;
+    }
+
+    /// Stops losing and tearing: the liveness phase is about what is left broken, not about bad
+    /// luck without end.
+    pub(crate) fn calm(&mut self) {
+        self.shape.loss_ppm = 0;
+    }
+
+    /// Breaks one lane now.
+    pub(crate) fn fail(&mut self, a: usize, b: usize, lane: usize) {
+        let (a, b) = (a.min(b), a.max(b));
+        let shape = self.shape.clone();
+        if !self.lane(a, b, lane).up {
+            return;
+        }
+        self.note(0xfa11 ^ (a as u64) << 32 ^ (b as u64) << 40 ^ (lane as u64) << 48);
+        for (side, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
+            // What takes effect of the operations under way is a matter of luck.
+            let waiting = self.lane(a, b, lane).directions[side].queue.len() as u64;
+            let survivors = self.random.below(waiting + 1);
+            let reachable = self.endpoints[to].alive && !self.is_blocked(from, to);
+            for _ in 0..survivors {
+                let front = self.lane(a, b, lane).directions[side].queue.pop_front();
+                if let Some((_, operation)) = front.filter(|_| reachable) {
+                    self.finish_landing(from, to);
+                    self.deliver_whole(from, to, operation);
+                }
+            }
+            let direction = std::mem::take(&mut self.lane(a, b, lane).directions[side]);
+            if shape.ghosts {
+                let torn = direction.landing.map(|(write, _)| Operation::Write(write));
+                let lost = direction.queue.into_iter().map(|(_, operation)| operation);
+                for operation in torn.into_iter().chain(lost) {
+                    self.haunt(from, to, operation);
+                }
+            }
+        }
+        let state = self.lane(a, b, lane);
+        state.up = false;
+        state.life += 1;
+        let life = state.life;
+        for (side, peer) in [(a, b), (b, a)] {
+            let wait = self.random.exponential(shape.notice_mean);
+            self.due.push((self.now + wait, NetEvent::Down { side, peer, lane, life }));
+        }
+        let wait = self.random.exponential(shape.back_off_mean);
+        self.due.push((self.now + wait, NetEvent::Connect { a, b, lane, life }));
+    }
+
+    fn haunt(&mut self, from: usize, to: usize, operation: Operation) {
+        if let Operation::Write(write) = operation
+            && self.random.chance(300_000)
+        {
+            let wait = self.random.exponential(self.shape.back_off_mean * 2);
+            let generation = self.endpoints[to].generation;
+            self.coverage.inject(Row::F96);
+            self.due.push((self.now + wait, NetEvent::Ghost { from, to, generation, write }));
+        }
+    }
+
+    /// Something that was due happens.
+    pub(crate) fn on_event(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::Arrive { from, to, lane } => self.pump(from, to, lane),
+            NetEvent::Land { from, to, life } => {
+                if self.lane(from, to, 1).life == life && self.lane(from, to, 1).up {
+                    self.land_piece(from, to);
+                    self.pump(from, to, 1);
+                }
+            }
+            NetEvent::Break { a, b, lane, life, row } => {
+                let blocked = self.is_blocked(a, b) || self.is_blocked(b, a);
+                if self.lane(a, b, lane).life == life && (blocked || row == Row::F06) {
+                    self.coverage.observe(row);
+                    self.fail(a, b, lane);
+                }
+            }
+            NetEvent::Down { side, peer, lane, life } => {
+                if self.lane(side, peer, lane).life == life {
+                    self.tell_down(side, peer, lane);
+                }
+            }
+            NetEvent::Up { side, peer, lane, life } => self.tell_up(side, peer, lane, life),
+            NetEvent::Connect { a, b, lane, life } => self.connect(a, b, lane, life),
+            NetEvent::Ghost { from, to, generation, write } => {
+                let endpoint = &mut self.endpoints[to];
+                if endpoint.alive && endpoint.generation == generation {
+                    self.coverage.observe(Row::F96);
+                    self.scribble(from, to, &write, 0, write.bytes.len());
+                }
+            }
+        }
+    }
+
+    fn tell_down(&mut self, side: usize, peer: usize, lane: usize) {
+        let believed = &mut self.lane(side, peer, lane).believed[usize::from(side > peer)];
+        if believed.take().is_some() {
+            let reason = String::from("the lane broke");
+            let event = Event::LinkDown { peer: id(peer), lane: lane_of(lane), reason };
+            self.tell(side, event);
+        }
+    }
+
+    fn tell_up(&mut self, side: usize, peer: usize, lane: usize, life: u64) {
+        let state = self.lane(side, peer, lane);
+        if state.life != life || !state.up || !self.endpoints[side].alive {
+            return;
+        }
+        if self.lane(side, peer, lane).believed[usize::from(side > peer)].is_some() {
+            // It had not found out that the old life was over: a half-open connection.
+            self.coverage.observe(Row::F17);
+        }
+        self.tell_down(side, peer, lane);
+        let state = self.lane(side, peer, lane);
+        state.believed[usize::from(side > peer)] = Some(life);
+        let incarnation = Incarnation(state.incarnation);
+        self.note(incarnation.0 ^ side as u64);
+        self.tell(side, Event::LinkUp { peer: id(peer), lane: lane_of(lane), incarnation });
+        self.pump(peer, side, lane);
+    }
+
+    fn connect(&mut self, a: usize, b: usize, lane: usize, life: u64) {
+        let state = self.lane(a, b, lane);
+        if state.life != life || state.up {
+            return;
+        }
+        let reachable = self.endpoints[a].alive && self.endpoints[b].alive && !self.is_cut(a, b);
+        if !reachable {
+            // A start tries at once; this is for partitions that end.
+            if self.endpoints[a].alive && self.endpoints[b].alive {
+                let wait = RETRY_NANOS / 2 + self.random.below(RETRY_NANOS);
+                self.due.push((self.now + wait, NetEvent::Connect { a, b, lane, life }));
+            }
+            return;
+        }
+        let incarnation = self.random.word();
+        let state = self.lane(a, b, lane);
+        state.life += 1;
+        state.up = true;
+        state.incarnation = incarnation;
+        state.directions = Default::default();
+        let life = state.life;
+        for (side, peer) in [(a, b), (b, a)] {
+            let wait = self.latency(peer, side, 0);
+            self.due.push((self.now + wait, NetEvent::Up { side, peer, lane, life }));
+        }
+    }
+
+    fn latency(&mut self, from: usize, to: usize, bytes: usize) -> u64 {
+        let extra = self.extra[from * self.nodes() + to];
+        let luck = self.random.exponential(self.shape.latency_mean);
+        self.shape.latency_min + luck + extra + bytes as u64 * self.shape.byte_nanos
+    }
+
+    fn tell(&mut self, node: usize, event: Event) {
+        self.endpoints[node].inbox.push(event);
+        self.wakes.push(node);
+    }
+
+    /// Delivers what has arrived.
+    fn pump(&mut self, from: usize, to: usize, lane: usize) {
+        let side = usize::from(from > to);
+        loop {
+            let now = self.now;
+            if self.is_blocked(from, to)
+                || !self.endpoints[to].alive
+                || self.endpoints[to].inbox.len() >= INBOX_MAX
+            {
+                return;
+            }
+            let state = self.lane(from, to, lane);
+            // The receiver must know of this life before anything of it arrives.
+            if !state.up || state.believed[1 - side] != Some(state.life) {
+                return;
+            }
+            let direction = &mut state.directions[side];
+            if direction.landing.is_some()
+                || direction.queue.front().is_none_or(|(arrival, _)| *arrival > now)
+            {
+                return;
+            }
+            let Some((_, operation)) = direction.queue.pop_front() else { return };
+            match operation {
+                Operation::Message(ref message) => {
+                    direction.bytes -= message.len();
+                    self.deliver_whole(from, to, operation);
+                }
+                Operation::Write(write) => {
+                    direction.bytes -= write.bytes.len();
+                    self.begin_landing(from, to, write);
+                }
+            }
+        }
+    }
+
+    fn deliver_whole(&mut self, from: usize, to: usize, operation: Operation) {
+        match operation {
+            Operation::Message(message) => {
+                let sum = u64::from(crc32c::crc32c(&message));
+                self.note(sum ^ (from as u64) << 32 ^ (to as u64) << 40);
+                self.tell(to, Event::Control { peer: id(from), message });
+            }
+            Operation::Write(write) => {
+                self.scribble(from, to, &write, 0, write.bytes.len());
+                self.hint(from, to, write.region);
+            }
+        }
+    }
+
+    fn begin_landing(&mut self, from: usize, to: usize, write: Write) {
+        let sum = u64::from(crc32c::crc32c(&write.bytes));
+        self.note(sum ^ (from as u64) << 32 ^ (to as u64) << 40 ^ 1 << 63);
+        let length = write.bytes.len();
+        let Some(grain) = self.shape.tear_bytes.filter(|grain| length > *grain) else {
+            return self.deliver_whole(from, to, Operation::Write(write));
+        };
+        // Few pieces of many bytes or the other way round: a piece a byte would be all of the run.
+        let grain = grain.max(length / 8 / grain * grain).max(1);
+        let starts = (0..length).step_by(grain);
+        let mut pieces: Vec<_> = starts.map(|start| (start, (start + grain).min(length))).collect();
+        self.random.shuffle(&mut pieces);
+        self.coverage.inject(Row::F97);
+        let side = usize::from(from > to);
+        self.lane(from, to, 1).directions[side].landing = Some((write, pieces));
+        self.land_piece(from, to);
+    }
+
+    fn land_piece(&mut self, from: usize, to: usize) {
+        let side = usize::from(from > to);
+        let Some((write, mut pieces)) = self.lane(from, to, 1).directions[side].landing.take()
+        else {
+            return;
+        };
+        for _ in 0..=self.random.below(3) {
+            if let Some((start, end)) = pieces.pop() {
+                self.scribble(from, to, &write, start, end);
+            }
+        }
+        self.hint(from, to, write.region);
+        if !pieces.is_empty() {
+            self.coverage.observe(Row::F97);
+            let wait = self.random.exponential(self.shape.landing_mean);
+            let state = self.lane(from, to, 1);
+            let life = state.life;
+            state.directions[side].landing = Some((write, pieces));
+            self.due.push((self.now + wait, NetEvent::Land { from, to, life }));
+        }
+    }
+
+    fn finish_landing(&mut self, from: usize, to: usize) {
+        let side = usize::from(from > to);
+        if let Some((write, _)) = self.lane(from, to, 1).directions[side].landing.take() {
+            self.scribble(from, to, &write, 0, write.bytes.len());
+        }
+    }
+
+    fn scribble(&mut self, from: usize, to: usize, write: &Write, start: usize, end: usize) {
+        let offset = (write.offset + start) as u64;
+        let regions = &mut self.endpoints[to].regions;
+        // A refused write breaks the lane in production; here nothing revokes a grant yet.
+        if let Ok(target) = regions.admit(id(from), write.region, offset, end - start) {
+            target.copy_from_slice(&write.bytes[start..end]);
+        }
+    }
+
+    fn hint(&mut self, from: usize, to: usize, region: RegionId) {
+        let event = Event::Written { peer: id(from), region };
+        let endpoint = &mut self.endpoints[to];
+        if self.shape.hints && endpoint.inbox.last() != Some(&event) {
+            endpoint.inbox.push(event);
+        }
+        self.wakes.push(to);
+    }
+
+    /// Posts an operation of the process at `from`.
+    fn post(
+        &mut self,
+        from: usize,
+        to: usize,
+        lane: usize,
+        operation: Operation,
+    ) -> Result<OpNumber, PostError> {
+        let side = usize::from(from > to);
+        let length = match &operation {
+            Operation::Message(message) => message.len(),
+            Operation::Write(write) => write.bytes.len(),
+        };
+        let limit = self.shape.queue_operations;
+        let state = self.lane(from, to, lane);
+        let (life, up) = (state.life, state.up);
+        let Some(believed) = state.believed[side] else { return Err(PostError::Down(id(to))) };
+        if believed != life || !up {
+            // It broke behind the sender's back: swallowed.
+            return Ok(OpNumber(0));
+        }
+        let direction = &mut state.directions[side];
+        if direction.queue.len() >= limit || direction.bytes + length > QUEUE_BYTES_MAX {
+            self.coverage.observe(Row::F13);
+            return Err(PostError::Full(id(to)));
+        }
+        direction.posted += 1;
+        direction.bytes += length;
+        let number = OpNumber(direction.posted);
+        let latency = self.latency(from, to, length);
+        let now = self.now;
+        let direction = &mut self.lane(from, to, lane).directions[side];
+        let arrival = (now + latency).max(direction.newest_arrival);
+        direction.newest_arrival = arrival;
+        direction.queue.push_back((arrival, operation));
+        if self.random.chance(self.shape.loss_ppm) {
+            self.coverage.inject(Row::F06);
+            let (a, b) = (from.min(to), from.max(to));
+            let event = NetEvent::Break { a, b, lane, life, row: Row::F06 };
+            self.due.push((arrival, event));
+        }
+        self.due.push((arrival, NetEvent::Arrive { from, to, lane }));
+        Ok(number)
+    }
+
+    /// Posts a message.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub(crate) fn post_message(
+        &mut self,
+        from: usize,
+        to: usize,
+        message: Bytes,
+    ) -> Result<(), PostError> {
+        self.post(from, to, 0, Operation::Message(message)).map(|_| ())
+    }
+
+    /// Posts a one-sided write.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub(crate) fn post_write(
+        &mut self,
+        from: usize,
+        to: usize,
+        region: RegionId,
+        offset: usize,
+        bytes: Vec<u8>,
+    ) -> Result<OpNumber, PostError> {
+        self.post(from, to, 1, Operation::Write(Write { region, offset, bytes }))
+    }
+
+    /// Takes what arrived at `node`.
+    pub(crate) fn take_inbox(&mut self, node: usize, events: &mut Vec<Event>) {
+        events.append(&mut self.endpoints[node].inbox);
+    }
+
+    /// The memory of `node`.
+    pub(crate) fn regions(&mut self, node: usize) -> &mut RegionTable {
+        &mut self.endpoints[node].regions
+    }
+
+    /// Reads the memory of `node`.
+    #[must_use]
+    pub(crate) fn regions_ref(&self, node: usize) -> &RegionTable {
+        &self.endpoints[node].regions
+    }
+
+    /// Whether receivers are told of writes.
+    #[must_use]
+    pub(crate) fn hints(&self) -> bool {
+        self.shape.hints
+    }
+
+    /// Whether a lane works, as `node` believes.
+    #[must_use]
+    pub(crate) fn status(&self, node: usize, peer: usize) -> LinkStatus {
+        let lanes = &self.lanes[node.min(peer) * self.nodes() + node.max(peer)];
+        let up = |lane: Lane| lanes[lane_index(lane)].believed[usize::from(node > peer)].is_some();
+        LinkStatus {
+            control_up: up(Lane::Control),
+            data_up: up(Lane::Data),
+            carrier: "simulated",
+            ..LinkStatus::default()
+        }
+    }
+
+    /// Every lane, for whoever looks for what is stuck.
+    #[must_use]
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (index, lanes) in self.lanes.iter().enumerate() {
+            let (a, b) = (index / self.nodes(), index % self.nodes());
+            if a >= b {
+                continue;
+            }
+            for (lane, state) in lanes.iter().enumerate() {
+                let waiting = state.directions.each_ref().map(|direction| {
+                    let first = direction.queue.front().map(|(arrival, _)| *arrival);
+                    (direction.posted, direction.queue.len(), first, direction.landing.is_some())
+                });
+                lines.push(format!(
+                    "{}-{} {:?}: up {}, life {}, believed {:?}, blocked {}/{}, \
+                     (posted, queued, first, landing) {waiting:?}",
+                    a + 1,
+                    b + 1,
+                    lane_of(lane),
+                    state.up,
+                    state.life,
+                    state.believed,
+                    self.is_blocked(a, b),
+                    self.is_blocked(b, a),
+                ));
+            }
+        }
+        lines
+    }
+
+    /// Bytes that wait anywhere: bounded by what a direction queues.
+    #[must_use]
+    pub(crate) fn queued_bytes(&self) -> usize {
+        let lanes = self.lanes.iter().flatten();
+        let directions = lanes.flat_map(|lane| &lane.directions);
+        directions.map(|direction| direction.bytes).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,217 @@
+//! The faults of a run as data, so that they can be printed, and dropped one by one while the run
+//! still fails.
+
+use crate::coverage::Row;
+use crate::medium::{Damage, Survival};
+use crate::random::Random;
+use crate::shape::{MS, Shape};
+use quorate_pmem_log::MediumKind;
+
+/// A fault with its time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Item {
+    /// When it begins, in nanoseconds.
+    pub(crate) at: u64,
+    /// When it ends.
+    pub(crate) until: u64,
+    /// What.
+    pub(crate) fault: Fault,
+}
+
+/// Replicas are counted from 0 here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// A process dies; it comes back at the end.
+    Crash { node: Who, survival: Survival },
+    /// It dies at the so-many-th change of its disk from now on.
+    CrashWithin { node: usize, operations: u64 },
+    /// All die at once.
+    CrashAll { survival: Survival },
+    /// It dies, and comes back with an empty disk.
+    Wipe { node: usize },
+    /// It dies; its disk broke its word meanwhile.
+    Damage { node: usize, kind: Damage },
+    /// It does nothing.
+    Pause { node: Who },
+    /// Its turns take so many times longer.
+    Slow { node: usize, factor: u64 },
+    /// Directions that carry nothing.
+    Partition { row: Row, shape: Partition },
+    /// One direction holds everything back for less than anyone notices.
+    Clog { pairs: Vec<(usize, usize)>, row: Row },
+    /// A link that comes and goes.
+    Flap { a: usize, b: usize, period: u64 },
+    /// A link takes longer.
+    Delay { a: usize, b: usize, extra: u64 },
+    /// Lanes break.
+    Break { a: usize, b: usize, lane: usize },
+    /// Syncs take so much longer.
+    Stall { node: Who, extra: u64 },
+    /// A sync fails; the process is restarted at the end.
+    SyncError { node: usize },
+    /// No space.
+    Full { node: usize },
+    /// The wall clock jumps.
+    Clock { node: usize, milliseconds: i64 },
+}
+
+/// Whom a fault hits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Who {
+    /// This replica.
+    Node(usize),
+    /// Whoever leads then.
+    Leader,
+}
+
+/// Which directions carry nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Partition {
+    /// One replica: what it sends, what it receives, or both.
+    Isolate { node: Who, sends: bool, receives: bool },
+    /// Everything but these.
+    Blocked(Vec<(usize, usize)>),
+}
+
+/// How many kinds [`draw`] knows.
+pub(crate) const KINDS: usize = 22;
+
+/// Draws the faults of a run of this shape.
+#[must_use]
+pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
+    let random = &mut Random::split(seed, 2);
+    let mut items = Vec::new();
+    for _ in 0..shape.faults {
+        let kind = random.pick(&shape.kinds);
+        let at = random.between(50 * MS, shape.safety_nanos);
+        let length = match random.below(4) {
+            0 => random.exponential(10 * MS),
+            1 | 2 => random.exponential(150 * MS),
+            _ => random.exponential(1_000 * MS),
+        };
+        draw_kind(random, shape, kind, at, at + length + MS, &mut items);
+    }
+    items.sort_by_key(|item| item.at);
+    items
+}
+
+fn who(random: &mut Random, nodes: usize) -> Who {
+    if random.chance(400_000) {
+        Who::Leader
+    } else {
+        Who::Node(random.below(nodes as u64) as usize)
+    }
+}
+
+fn survival(random: &mut Random) -> Survival {
+    random.pick(&[Survival::Everything, Survival::Nothing, Survival::Subset, Survival::Subset])
+}
+
+fn draw_kind(
+    random: &mut Random,
+    shape: &Shape,
+    kind: usize,
+    at: u64,
+    until: u64,
+    items: &mut Vec<Item>,
+) {
+    let nodes = shape.nodes;
+    let node = random.below(nodes as u64) as usize;
+    let other =
+        (node + 1 + random.below(nodes as u64 - 1 + u64::from(nodes == 1)) as usize) % nodes;
+    let volatile = shape.profile.kind == MediumKind::Memory;
+    let victim = (!shape.victims.is_empty()).then(|| random.pick(&shape.victims));
+    let mut add = |fault| items.push(Item { at, until, fault });
+    match kind {
+        // A disk that forgets with its process is a wiped disk.
+        0..=3 if volatile => {
+            if let Some(node) = victim {
+                add(Fault::Wipe { node });
+            }
+        }
+        0 | 1 => add(Fault::Crash { node: who(random, nodes), survival: survival(random) }),
+        2 => add(Fault::CrashWithin { node, operations: random.below(12) }),
+        3 => add(Fault::CrashAll { survival: survival(random) }),
+        4 => {
+            if let Some(node) = victim {
+                add(Fault::Wipe { node });
+            }
+        }
+        5 => {
+            let kind = random.pick(&[Damage::Flip, Damage::LostSector, Damage::Misdirected]);
+            if let Some(node) = victim.filter(|_| !volatile) {
+                add(Fault::Damage { node, kind });
+            }
+        }
+        6 => add(Fault::Pause { node: who(random, nodes) }),
+        7 => add(Fault::Slow { node, factor: random.pick(&[10, 100]) }),
+        8..=14 if nodes > 1 => {
+            let (row, shape) = draw_partition(random, kind, nodes, node);
+            add(Fault::Partition { row, shape });
+        }
+        15 if nodes > 1 => {
+            let pairs = vec![(node, other)];
+            add(Fault::Clog { pairs, row: Row::F13 });
+        }
+        16 if nodes > 1 => {
+            let period = random.between(shape.election_min / 2, shape.election_max * 2);
+            add(Fault::Flap { a: node, b: other, period });
+        }
+        17 if nodes > 1 => {
+            let extra = random.pick(&[2 * MS, 20 * MS, 200 * MS]);
+            add(Fault::Delay { a: node, b: other, extra });
+        }
+        18 if nodes > 1 => {
+            add(Fault::Break { a: node, b: other, lane: random.below(2) as usize });
+        }
+        19 => {
+            add(Fault::Stall { node: who(random, nodes), extra: random.pick(&[20 * MS, 500 * MS]) })
+        }
+        20 if volatile => {}
+        20 => add(Fault::SyncError { node }),
+        21 if random.chance(500_000) => add(Fault::Full { node }),
+        21 => {
+            let milliseconds = random.pick(&[-3_600_000, -1_000, 1_000, 3_600_000]);
+            add(Fault::Clock { node, milliseconds });
+        }
+        _ => {}
+    }
+}
+
+fn draw_partition(random: &mut Random, kind: usize, nodes: usize, node: usize) -> (Row, Partition) {
+    let mut order: Vec<usize> = (0..nodes).collect();
+    random.shuffle(&mut order);
+    let place = |node: usize| order.iter().position(|other| *other == node).unwrap_or(0);
+    let pairs = (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).filter(|(a, b)| a != b);
+    let blocked = |open: &dyn Fn(usize, usize) -> bool| {
+        Partition::Blocked(pairs.clone().filter(|(a, b)| !open(place(*a), place(*b))).collect())
+    };
+    let half = nodes / 2;
+    match kind {
+        8 => {
+            let node = who(random, nodes);
+            let row = if node == Who::Leader { Row::F02 } else { Row::F01 };
+            (row, Partition::Isolate { node, sends: true, receives: true })
+        }
+        9 => {
+            let sends = random.chance(500_000);
+            let row = if sends { Row::F05 } else { Row::F04 };
+            let node = who(random, nodes);
+            (row, Partition::Isolate { node, sends, receives: !sends })
+        }
+        10 => (Row::F03, blocked(&|a, b| (a < half) == (b < half))),
+        // All reach the first one only.
+        11 => (Row::F19, blocked(&|a, b| a == 0 || b == 0)),
+        12 => (Row::F21, blocked(&|a, b| a.abs_diff(b) == 1)),
+        13 => (Row::F22, blocked(&|a, b| a == 0 || b == 0 || (a <= half) == (b <= half))),
+        _ if nodes > 3 => {
+            let reach = nodes / 4 + 1;
+            let ring = move |a: usize, b: usize| {
+                let apart = a.abs_diff(b);
+                apart.min(nodes - apart) <= reach
+            };
+            (Row::F23, blocked(&ring))
+        }
+        _ => (Row::F01, Partition::Isolate { node: Who::Node(node), sends: true, receives: true }),
+    }
+}

@@ -1,0 +1,134 @@
+//! One replica's place in the world: its disk, which outlives it, and its process, which may not.
+
+use crate::checks::{Seen, Subject};
+use crate::medium::SimMedium;
+use crate::shape::Shape;
+use crate::spy::Spy;
+use quorate_consensus::{Ballot, Nanos, NodeId, Slot};
+use quorate_pmem_log::SyncSteps;
+use quorate_replica::{Clock, Handle, Node, NodeOptions};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// The wall clock's beginning, in milliseconds since 1970.
+const WALL_START_MS: u64 = 1_700_000_000_000;
+
+/// A running process.
+pub(crate) struct Process {
+    /// The product.
+    pub(crate) node: Node,
+    /// For its clients.
+    pub(crate) handle: Handle,
+    /// Its sync thread.
+    pub(crate) steps: SyncSteps,
+    /// A step of the sync thread is under way.
+    pub(crate) syncing: bool,
+    /// What it tells others.
+    pub(crate) spy: Arc<Mutex<Spy>>,
+    /// No two processes of a run have the same.
+    pub(crate) life: u64,
+    /// When it started.
+    pub(crate) born: u64,
+    /// What it showed last.
+    pub(crate) seen: Seen,
+}
+
+/// A place for processes.
+pub(crate) struct Place {
+    /// Counted from 0.
+    pub(crate) index: usize,
+    /// The disk, as the present or the next process sees it.
+    pub(crate) medium: Arc<SimMedium>,
+    /// The process, if one runs.
+    pub(crate) process: Option<Process>,
+    /// It does nothing for now.
+    pub(crate) paused: bool,
+    /// Its turns take so many times longer.
+    pub(crate) slow: u64,
+    /// Its syncs take so much longer.
+    pub(crate) stall: u64,
+    /// How far its wall clock is off, in milliseconds.
+    pub(crate) wall_off_ms: i64,
+    /// When it will be stepped; none scheduled: the maximum.
+    pub(crate) step_at: u64,
+    /// The highest promise that any of its processes told, and the newest vote.
+    pub(crate) told: (Ballot, (Ballot, Slot)),
+    /// Its disk was wiped or broke its word: it may forget.
+    pub(crate) forgets: bool,
+    /// What happens to unsynced bytes when its disk dies in the middle of a turn, and when it comes
+    /// back then.
+    pub(crate) death: Option<(crate::medium::Survival, u64)>,
+    /// Its log refused to open: it stays away, loudly.
+    pub(crate) refused: bool,
+}
+
+impl Place {
+    /// An empty one.
+    #[must_use]
+    pub(crate) fn new(index: usize, shape: &Shape) -> Self {
+        Self {
+            index,
+            medium: SimMedium::new(shape.profile),
+            process: None,
+            paused: false,
+            slow: 1,
+            stall: 0,
+            wall_off_ms: shape.skews_ms[index] as i64,
+            step_at: u64::MAX,
+            told: (Ballot::ZERO, (Ballot::ZERO, Slot::ZERO)),
+            forgets: false,
+            death: None,
+            refused: false,
+        }
+    }
+
+    /// The clock of its process at `now`.
+    #[must_use]
+    pub(crate) fn clock(&self, now: u64, rate: u64) -> Clock {
+        let born = self.process.as_ref().map_or(0, |process| process.born);
+        let scaled = |nanos: u64| (u128::from(nanos) * u128::from(rate) / 1_000_000) as u64;
+        let wall = (WALL_START_MS + scaled(now) / 1_000_000) as i64 + self.wall_off_ms;
+        Clock { now: Nanos(scaled(now - born)), wall_ms: wall.max(0) as u64 }
+    }
+
+    /// When its process's clock will show `at`.
+    #[must_use]
+    pub(crate) fn world_time(&self, at: Nanos, rate: u64) -> u64 {
+        let born = self.process.as_ref().map_or(0, |process| process.born);
+        let nanos = u128::from(at.0.min(1 << 60)) * 1_000_000 / u128::from(rate);
+        born.saturating_add(nanos as u64 + 1)
+    }
+
+    /// As checks see it; none if no process runs, or its cluster is not founded.
+    #[must_use]
+    pub(crate) fn subject(&self) -> Option<Subject<'_>> {
+        let process = self.process.as_ref()?;
+        let core = process.node.core()?;
+        let digest = process.node.digest();
+        Some(Subject { node: self.index, life: process.life, digest, core })
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+/// What the replica at `index` is told.
+#[must_use]
+pub(crate) fn options(index: usize, shape: &Shape, seed: u64) -> NodeOptions {
+    let members = (1..=shape.nodes as u16).map(NodeId).collect();
+    let mut options = NodeOptions::new(NodeId(index as u16 + 1), members, seed);
+    options.heartbeat_interval = Duration::from_nanos(shape.heartbeat);
+    options.election_timeout_min = Duration::from_nanos(shape.election_min);
+    options.election_timeout_max = Duration::from_nanos(shape.election_max);
+    options.request_timeout = Duration::from_nanos(shape.request_timeout);
+    options.command_bytes_max = shape.command_bytes_max;
+    options.batch_bytes_max = shape.batch_bytes_max;
+    options.ring_bytes = shape.ring_bytes;
+    options.window_slots_max = shape.window_slots_max;
+    options.window_bytes_max = shape.window_bytes_max;
+    options.cache_bytes_max = shape.cache_bytes_max;
+    options
+}

@@ -1,0 +1,290 @@
+//! A run: the safety phase, the liveness phase, and what is checked at the end.
+
+use crate::coverage::{Coverage, Row};
+use crate::medium::Survival;
+use crate::plan::{self, Item};
+use crate::random::Random;
+use crate::shape::{MS, Shape};
+use crate::transport::lock;
+use crate::world::World;
+use quorate_check::{History, Kv, Limits, Verdict, check};
+use quorate_consensus::Ballot;
+
+/// How long the healed core may take, besides what its time-outs allow.
+const LIVENESS_NANOS: u64 = 10_000 * MS;
+
+/// What a run was.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// What is wrong; none: nothing.
+    pub violation: Option<String>,
+    /// A fingerprint of all that happened.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Simulated nanoseconds.
+    pub nanos: u64,
+    /// Slots committed.
+    pub commits: u64,
+    /// Leaderships.
+    pub leaderships: u64,
+    /// Operations given to the checker.
+    pub checked: u64,
+    /// Stale reads checked.
+    pub stale_reads: u64,
+    /// Disks looked at.
+    pub probes: u64,
+    /// Faults of the plan.
+    pub faults: u64,
+    /// Injected and observed.
+    pub coverage: Coverage,
+    /// One line an event, if it was asked for.
+    pub trace: Vec<String>,
+}
+
+/// Runs `seed`.
+#[must_use]
+pub fn run(seed: u64, trace: bool) -> Outcome {
+    let shape = Shape::draw(seed, plan::KINDS);
+    let plan = plan::draw(seed, &shape);
+    run_plan(seed, shape, plan, trace)
+}
+
+/// Runs the faults of `plan` on the shape and the chances of `seed`.
+#[must_use]
+pub(crate) fn run_plan(seed: u64, shape: Shape, plan: Vec<Item>, trace: bool) -> Outcome {
+    let faults = plan.len() as u64;
+    let mut world = World::new(seed, shape, plan, trace);
+    world.say(|| format!("seed {seed}"));
+    let shape = world.shape.clone();
+    world.say(|| format!("{shape:?}"));
+    world.run_until(shape.safety_nanos);
+    settle(&mut world);
+    if world.violation.is_none() {
+        wait_for_convergence(&mut world);
+    }
+    if world.violation.is_none() {
+        check_the_end(&mut world);
+    }
+    finish(seed, faults, world)
+}
+
+fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
+    let checked = world.clients.history.len() as u64;
+    let net_hash = lock(&world.net).hash;
+    let net_coverage = lock(&world.net).coverage.clone();
+    world.coverage.add(&net_coverage);
+    if world.clients.refused > 0 {
+        world.coverage.inject(Row::F90);
+        world.coverage.observe(Row::F90);
+    }
+    Outcome {
+        seed,
+        violation: world.violation.take(),
+        hash: crate::random::mix(world.hash ^ net_hash),
+        events: world.events,
+        nanos: world.now,
+        commits: world.checks.committed,
+        leaderships: world.checks.leaderships(),
+        checked,
+        stale_reads: world.clients.stale_reads,
+        probes: world.checks.probes,
+        faults,
+        coverage: world.coverage.clone(),
+        trace: world.trace.take().map(Vec::from).unwrap_or_default(),
+    }
+}
+
+/// Ends the faults of a core that is connected to itself and leaves the rest as it is.
+fn settle(world: &mut World) {
+    let random = &mut Random::split(world.hash, 6);
+    let nodes = world.shape.nodes;
+    let mut whole: Vec<usize> = (0..nodes).filter(|node| !world.places[*node].forgets).collect();
+    random.shuffle(&mut whole);
+    let quorum = world.shape.quorum();
+    let size = random.between(quorum as u64, (whole.len() as u64).max(quorum as u64)) as usize;
+    whole.truncate(size);
+    let founded = |node: &usize| {
+        world.places[*node].subject().is_some() || world.places[*node].told.0.round > 0
+    };
+    // Founding needs everyone, so everyone is the core of a cluster that is not founded yet.
+    if !whole.iter().all(founded) {
+        whole = (0..nodes).collect();
+    }
+    whole.sort_unstable();
+    world.say(|| {
+        format!(
+            "liveness phase: the core is {:?}",
+            whole.iter().map(|node| node + 1).collect::<Vec<_>>()
+        )
+    });
+    world.core.clone_from(&whole);
+    world.asking = false;
+    world.with_net(|net| net.calm());
+    for &a in &whole {
+        for &b in whole.iter().filter(|b| **b > a) {
+            world.with_net(|net| net.heal(a, b));
+        }
+    }
+    for node in 0..nodes {
+        if whole.contains(&node) {
+            heal_place(world, node);
+        } else if random.chance(500_000) {
+            world.crash(node, Survival::Nothing);
+            world.places[node].refused = true;
+        }
+    }
+}
+
+fn heal_place(world: &mut World, node: usize) {
+    let place = &mut world.places[node];
+    place.slow = 1;
+    place.stall = 0;
+    place.death = None;
+    place.medium.control().calm();
+    world.go_on(node);
+    world.replace_failed_log(node);
+    world.restart(node);
+    world.wake(node);
+}
+
+/// Lets the core run until it agrees on everything, and a little longer.
+fn wait_for_convergence(world: &mut World) {
+    let bound = LIVENESS_NANOS + 60 * world.shape.election_max + 4 * world.shape.request_timeout;
+    let deadline = world.now + bound;
+    let fresh: Vec<usize> =
+        world.core.clone().into_iter().map(|node| world.clients.add(node)).collect();
+    let mut written = vec![None; fresh.len()];
+    loop {
+        world.run_until(world.now + 10 * MS);
+        if world.violation.is_some() {
+            return;
+        }
+        write_fresh(world, &fresh, &mut written);
+        match unconverged(world, &written) {
+            None => break,
+            Some(why) if world.now >= deadline => return world.fail(format!("liveness: {why}")),
+            // A log that failed is looked at by its operator, also now.
+            Some(_) => {
+                for node in world.core.clone() {
+                    world.replace_failed_log(node);
+                    world.restart(node);
+                }
+            }
+        }
+    }
+    // A leader outside of the core has what broke there as a reason to go.
+    let Some((ballot, leader)) = leader(world) else { return };
+    let healthy = world.core.contains(&leader);
+    world.run_until(world.now + 3 * world.shape.election_max + 300 * MS);
+    let after = self::leader(world);
+    if world.violation.is_none() && healthy && after != Some((ballot, leader)) {
+        world.fail(format!("liveness: leader {ballot} was replaced without a reason: {after:?}"));
+    }
+}
+
+/// Who leads under the highest ballot, and under which.
+fn leader(world: &World) -> Option<(Ballot, usize)> {
+    let leaders = world.places.iter().filter_map(|place| {
+        let core = place.subject()?.core;
+        core.role_is_leader().then(|| (core.ballot(), place.index))
+    });
+    leaders.max()
+}
+
+/// The replicas of the core that must be served: all, but those that a leader outside of the core
+/// does not reach. Such a leader stays, since a quorum hears it (the chained case), and commands are
+/// not passed on by third replicas.
+fn served(world: &World) -> Vec<usize> {
+    let leader = leader(world).map(|(_, leader)| leader);
+    let outside = leader.filter(|leader| !world.core.contains(leader));
+    let net = lock(&world.net);
+    let cut = |node: usize| outside.is_some_and(|leader| net.is_cut(node, leader));
+    world.core.iter().copied().filter(|node| !cut(*node)).collect()
+}
+
+/// Has a client of each replica of the core write something, until it is acknowledged.
+fn write_fresh(world: &mut World, fresh: &[usize], written: &mut [Option<u32>]) {
+    for (place, &client) in fresh.iter().enumerate() {
+        let node = world.clients.all[client].node;
+        let done =
+            written[place].is_some_and(|number| world.clients.acknowledged.contains(&number));
+        if done || world.clients.is_busy(client) {
+            continue;
+        }
+        let Some(process) = &world.places[node].process else { continue };
+        let handle = process.handle.clone();
+        written[place] = Some(world.clients.write_fresh(client, &handle));
+        world.wake(node);
+        world.after_clients(Vec::new());
+    }
+}
+
+/// What is still missing.
+fn unconverged(world: &World, written: &[Option<u32>]) -> Option<String> {
+    let Some((ballot, _)) = leader(world) else { return Some("no leader".into()) };
+    let served = served(world);
+    for (place, node) in world.core.iter().enumerate() {
+        let name = node + 1;
+        let Some(subject) = world.places[*node].subject() else {
+            return Some(format!("replica {name} does not take part"));
+        };
+        let is_served = served.contains(node);
+        if is_served && subject.core.leader_ballot() != Some(ballot) {
+            return Some(format!("replica {name} does not follow {ballot}"));
+        }
+        let number = written[place].unwrap_or(0);
+        if is_served && !world.clients.acknowledged.contains(&number) {
+            return Some(format!("a fresh write at replica {name} is not acknowledged"));
+        }
+        if subject.core.applied_slot().0 != world.checks.committed {
+            return Some(format!(
+                "replica {name} has applied {} of {} slots",
+                subject.core.applied_slot(),
+                world.checks.committed
+            ));
+        }
+    }
+    let mut digests =
+        world.core.iter().filter_map(|node| Some(world.places[*node].subject()?.digest));
+    let first = digests.next();
+    digests.any(|digest| Some(digest) != first).then(|| "I7: the core has different digests".into())
+}
+
+/// The oracle of the clients, and linearizability.
+fn check_the_end(world: &mut World) {
+    for node in 0..world.shape.nodes {
+        let free = world.clients.lose(node);
+        world.after_clients(free);
+    }
+    let wrong = {
+        let ledger = lock(&world.ledger);
+        let clients = &world.clients;
+        let lost = clients.acknowledged.iter().find(|number| !ledger.applied.contains_key(number));
+        let undead = clients.rejected.iter().find(|number| ledger.applied.contains_key(number));
+        for number in &clients.unknown {
+            world.coverage.inject(Row::F83);
+            if ledger.applied.contains_key(number) {
+                world.coverage.observe(Row::F83);
+            }
+        }
+        match (lost, undead) {
+            (Some(number), _) => Some(format!("I13: acknowledged command {number} is lost")),
+            (_, Some(number)) => Some(format!("rejected command {number} took effect")),
+            _ => None,
+        }
+    };
+    if let Some(wrong) = wrong {
+        return world.fail(wrong);
+    }
+    let history = match History::new(world.clients.history.clone()) {
+        Ok(history) => history,
+        Err(error) => return world.fail(format!("the history is malformed: {error}")),
+    };
+    match check(&Kv, &history, &Limits::default()) {
+        Verdict::Linearizable { .. } => {}
+        verdict => world.fail(format!("not linearizable: {verdict}")),
+    }
+}

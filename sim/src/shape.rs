@@ -1,0 +1,172 @@
+//! What a seed draws before anything happens: how large the cluster is, how its replicas are set up,
+//! how its network and disks behave, and which faults there are at all.
+
+use crate::network::NetShape;
+use crate::random::Random;
+use quorate_pmem_log::{MediumKind, Profile};
+
+/// A millisecond.
+pub(crate) const MS: u64 = 1_000_000;
+
+/// The shape of a run. Times in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// Replicas.
+    pub(crate) nodes: usize,
+    /// How long faults go on before the liveness phase.
+    pub(crate) safety_nanos: u64,
+    /// The network.
+    pub(crate) net: NetShape,
+    /// The disks.
+    pub(crate) profile: Profile,
+    /// The log's segments.
+    pub(crate) segment_bytes: u64,
+    /// A sync takes so long on average.
+    pub(crate) sync_mean: u64,
+    /// See `NodeOptions`.
+    pub(crate) heartbeat: u64,
+    /// See `NodeOptions`.
+    pub(crate) election_min: u64,
+    /// See `NodeOptions`.
+    pub(crate) election_max: u64,
+    /// See `NodeOptions`.
+    pub(crate) request_timeout: u64,
+    /// See `NodeOptions`.
+    pub(crate) command_bytes_max: usize,
+    /// See `NodeOptions`.
+    pub(crate) batch_bytes_max: usize,
+    /// See `NodeOptions`.
+    pub(crate) ring_bytes: usize,
+    /// See `NodeOptions`.
+    pub(crate) window_slots_max: u64,
+    /// See `NodeOptions`.
+    pub(crate) window_bytes_max: usize,
+    /// See `NodeOptions`.
+    pub(crate) cache_bytes_max: usize,
+    /// A turn of a replica takes so long on average.
+    pub(crate) turn_mean: u64,
+    /// Clients of each replica.
+    pub(crate) clients: usize,
+    /// Keys.
+    pub(crate) keys: u8,
+    /// A client waits so long on average between two requests.
+    pub(crate) think_mean: u64,
+    /// Reads, of a million requests.
+    pub(crate) reads_ppm: u64,
+    /// Stale ones, of a million reads.
+    pub(crate) stale_ppm: u64,
+    /// Requests of all clients together at the most: bounds the run.
+    pub(crate) requests_max: u32,
+    /// Replicas whose disks may be wiped or damaged: never so many that a majority is not whole.
+    pub(crate) victims: Vec<usize>,
+    /// Fault kinds that are on, as `plan` numbers them.
+    pub(crate) kinds: Vec<usize>,
+    /// How many faults.
+    pub(crate) faults: usize,
+    /// Clock rate of each replica, in millionths.
+    pub(crate) rates: Vec<u64>,
+    /// How far each wall clock is off at first, in milliseconds.
+    pub(crate) skews_ms: Vec<u64>,
+}
+
+impl Shape {
+    /// Draws the shape of `seed`.
+    #[must_use]
+    pub(crate) fn draw(seed: u64, kinds_known: usize) -> Self {
+        let random = &mut Random::split(seed, 1);
+        let nodes = random.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7]);
+        let slow = random.chance(200_000);
+        // Time-outs within the luck of a slow network would be a wrong configuration.
+        let heartbeat = if slow { 25 } else { random.pick(&[5, 10, 25, 25]) } * MS;
+        let election_min = heartbeat * random.between(4, 8);
+        let command_bytes_max = random.pick(&[256, 512, 2048]);
+        let batch_bytes_max = random.pick(&[64, 256, 2048, 8192]);
+        let smallest_ring = (batch_bytes_max.max(command_bytes_max) + 4096) * 2;
+        let victims_max = (nodes - 1) / 2;
+        let mut all: Vec<usize> = (0..nodes).collect();
+        random.shuffle(&mut all);
+        all.truncate(random.between(0, victims_max as u64) as usize);
+        // Few kinds in most runs, all in some: a fault that is drowned by others tests nothing.
+        let mut kinds: Vec<usize> = (0..kinds_known).collect();
+        random.shuffle(&mut kinds);
+        let few = random.between(1, 4) as usize;
+        kinds.truncate(if random.chance(250_000) { kinds_known } else { few });
+        kinds.sort_unstable();
+        Self {
+            nodes,
+            safety_nanos: random.between(1_500, 5_000) * MS,
+            net: draw_net(random, slow),
+            profile: draw_profile(random),
+            segment_bytes: random.pick(&[32 << 10, 32 << 10, 64 << 10, 256 << 10]),
+            sync_mean: random.pick(&[50_000, 200_000, MS, 4 * MS]),
+            heartbeat,
+            election_min,
+            election_max: election_min * random.pick(&[2, 2, 3]),
+            request_timeout: random.between(300, 2_000) * MS,
+            command_bytes_max,
+            batch_bytes_max,
+            ring_bytes: random
+                .pick(&[smallest_ring, smallest_ring * 2, 128 << 10])
+                .max(smallest_ring)
+                .next_multiple_of(64),
+            window_slots_max: random.pick(&[1, 2, 16, 1024]),
+            window_bytes_max: random.pick(&[512, 8 << 10, 1 << 20]),
+            cache_bytes_max: random.pick(&[1, 1 << 10, 16 << 10, 1 << 20]),
+            turn_mean: random.pick(&[2_000, 20_000, 200_000]),
+            clients: random.between(1, 3) as usize,
+            keys: random.between(6, 24) as u8,
+            think_mean: random.pick(&[MS, 5 * MS, 20 * MS]),
+            reads_ppm: random.pick(&[100_000, 400_000, 700_000]),
+            stale_ppm: random.pick(&[0, 200_000, 500_000]),
+            requests_max: random.pick(&[100, 300, 600, 1_200]),
+            victims: all,
+            kinds,
+            faults: random.between(0, 24) as usize,
+            rates: (0..nodes).map(|_| random.between(950_000, 1_050_000)).collect(),
+            skews_ms: (0..nodes).map(|_| random.exponential(500)).collect(),
+        }
+    }
+
+    /// The most replicas that may be missing.
+    #[must_use]
+    pub(crate) fn quorum(&self) -> usize {
+        self.nodes / 2 + 1
+    }
+}
+
+fn draw_net(random: &mut Random, slow: bool) -> NetShape {
+    let scale = if slow { 10 } else { 1 };
+    NetShape {
+        latency_min: random.between(5_000, 100_000) * scale,
+        latency_mean: random.pick(&[5_000, 50_000, 300_000]) * scale,
+        byte_nanos: random.pick(&[0, 0, 1, 10]),
+        loss_ppm: random.pick(&[0, 0, 100, 1_000, 10_000]),
+        tear_bytes: random.pick(&[None, None, Some(1), Some(8), Some(64), Some(1024)]),
+        landing_mean: random.pick(&[1_000, 20_000, 200_000]),
+        ghosts: random.chance(200_000),
+        hints: random.chance(700_000),
+        notice_mean: random.pick(&[100_000, 2 * MS, 50 * MS, 400 * MS]),
+        back_off_mean: random.pick(&[MS, 10 * MS, 50 * MS]),
+        queue_operations: random.pick(&[8, 64, 4096]),
+    }
+}
+
+fn draw_profile(random: &mut Random) -> Profile {
+    match random.below(10) {
+        0..6 => Profile {
+            kind: MediumKind::File,
+            alignment: random.pick(&[512, 512, 4096]),
+            sync_thread: true,
+            zero_fill: random.chance(200_000),
+        },
+        6..9 => Profile {
+            kind: MediumKind::Emulated,
+            alignment: 8,
+            sync_thread: false,
+            zero_fill: false,
+        },
+        _ => {
+            Profile { kind: MediumKind::Memory, alignment: 8, sync_thread: false, zero_fill: false }
+        }
+    }
+}

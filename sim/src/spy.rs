@@ -1,0 +1,66 @@
+//! What a replica told the others: the claims that its disk must back.
+
+use quorate_consensus::{Ballot, Message, Slot};
+use quorate_transport::codec;
+use std::sync::Arc;
+
+use crate::medium::SimMedium;
+
+/// Reads what one process lets out.
+#[derive(Debug)]
+pub(crate) struct Spy {
+    medium: Arc<SimMedium>,
+    /// The highest ballot for which a promise left.
+    pub(crate) promised: Ballot,
+    /// The newest vote that a row showed.
+    pub(crate) vote: (Ballot, Slot),
+    /// Rows that left.
+    pub(crate) rows: u64,
+    /// Messages that left.
+    pub(crate) messages: u64,
+}
+
+/// Offsets of words in the bytes of a row: see `quorate_transport::row`.
+const ACCEPTED_BALLOT: usize = 24;
+const ACCEPTED_SLOT: usize = 32;
+
+impl Spy {
+    /// For a process whose disk is `medium`.
+    #[must_use]
+    pub(crate) fn new(medium: Arc<SimMedium>) -> Self {
+        Self {
+            medium,
+            promised: Ballot::ZERO,
+            vote: (Ballot::ZERO, Slot::ZERO),
+            rows: 0,
+            messages: 0,
+        }
+    }
+
+    /// Whether the machine is gone in the middle of a turn: nothing leaves any more.
+    #[must_use]
+    pub(crate) fn is_cut(&self) -> bool {
+        self.medium.control().is_dead()
+    }
+
+    /// The bytes of a row leave.
+    pub(crate) fn on_row(&mut self, bytes: &[u8]) {
+        let word = |at: usize| {
+            let word = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
+            word.map_or(0, u64::from_le_bytes)
+        };
+        self.rows += 1;
+        let vote = (Ballot::unpack(word(ACCEPTED_BALLOT)), Slot(word(ACCEPTED_SLOT)));
+        self.vote = self.vote.max(vote);
+    }
+
+    /// A message leaves.
+    pub(crate) fn on_message(&mut self, bytes: &bytes::Bytes) {
+        self.messages += 1;
+        if let Ok(Message::Promise { ballot, .. } | Message::Prepare { ballot, .. }) =
+            codec::decode(bytes.clone())
+        {
+            self.promised = self.promised.max(ballot);
+        }
+    }
+}

@@ -1,0 +1,561 @@
+//! The world of one run: time, events, and the turns of the replicas.
+
+use crate::checks::{self, Checks};
+use crate::clients::Clients;
+use crate::coverage::{Coverage, Row};
+use crate::machine::{Ledger, SimMachine};
+use crate::medium::Survival;
+use crate::network::{Net, NetEvent, QUEUE_BYTES_MAX};
+use crate::plan::Item;
+use crate::process::{Place, Process, options};
+use crate::random::{Random, mix};
+use crate::shape::{MS, Shape};
+use crate::spy::Spy;
+use crate::transport::{SharedNet, SimTransport, lock};
+use quorate_consensus::{Incarnation, Slot};
+use quorate_pmem_log::{MediumKind, SyncSteps};
+use quorate_replica::Node;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+
+/// Events of a run at the most: more is a run that cannot end.
+pub(crate) const EVENTS_MAX: u64 = 3_000_000;
+/// A disk is looked at after about so many turns.
+const PROBE_EVERY: u64 = 400;
+/// Trace lines kept.
+pub(crate) const TRACE_LINES: usize = 200_000;
+
+/// Something that happens.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// A replica takes a turn.
+    Step(usize),
+    /// The sync thread of a replica's life finishes a step.
+    Sync(usize, u64),
+    /// The network.
+    Net(NetEvent),
+    /// A fault begins.
+    Begin(usize),
+    /// A fault ends.
+    End(usize),
+    /// A flapping link changes.
+    Flap(usize, bool),
+    /// A client may ask.
+    Client(usize),
+    /// A process starts again.
+    Restart(usize),
+}
+
+struct Scheduled {
+    at: u64,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// The world of one run.
+pub(crate) struct World {
+    /// What the seed drew.
+    pub(crate) shape: Shape,
+    /// The faults.
+    pub(crate) plan: Vec<Item>,
+    /// The time.
+    pub(crate) now: u64,
+    /// Events so far.
+    pub(crate) events: u64,
+    /// The network.
+    pub(crate) net: SharedNet,
+    /// The replicas.
+    pub(crate) places: Vec<Place>,
+    /// What was applied.
+    pub(crate) ledger: Arc<Mutex<Ledger>>,
+    /// Who asks.
+    pub(crate) clients: Clients,
+    /// What must hold.
+    pub(crate) checks: Checks,
+    /// What was injected and seen.
+    pub(crate) coverage: Coverage,
+    /// A fingerprint of all that happened.
+    pub(crate) hash: u64,
+    /// What is wrong.
+    pub(crate) violation: Option<String>,
+    /// One line an event, if anyone wants it.
+    pub(crate) trace: Option<VecDeque<String>>,
+    /// The liveness phase has begun: these replicas are left alone by faults.
+    pub(crate) core: Vec<usize>,
+    /// Clients ask.
+    pub(crate) asking: bool,
+    /// Faults in force, for those that hit whoever led: whom they hit.
+    pub(crate) hit: Vec<Option<usize>>,
+    pub(crate) random: Random,
+    pub(crate) client_random: Random,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    lives: u64,
+}
+
+impl World {
+    /// A world in which all replicas have just started.
+    #[must_use]
+    pub(crate) fn new(seed: u64, shape: Shape, plan: Vec<Item>, trace: bool) -> Self {
+        let net = Net::new(shape.nodes, shape.net.clone(), Random::split(seed, 3));
+        let places = (0..shape.nodes).map(|index| Place::new(index, &shape)).collect();
+        let mut world = Self {
+            clients: Clients::new(&shape, trace),
+            hit: vec![None; plan.len()],
+            net: Arc::new(Mutex::new(net)),
+            places,
+            plan,
+            now: 0,
+            events: 0,
+            ledger: Arc::default(),
+            checks: Checks::default(),
+            coverage: Coverage::default(),
+            hash: mix(seed),
+            violation: None,
+            trace: trace.then(VecDeque::new),
+            core: Vec::new(),
+            asking: true,
+            random: Random::split(seed, 4),
+            client_random: Random::split(seed, 5),
+            queue: BinaryHeap::new(),
+            order: 0,
+            lives: 0,
+            shape,
+        };
+        for node in 0..world.shape.nodes {
+            let at = world.random.below(20 * MS);
+            world.schedule(at, Happening::Restart(node));
+        }
+        for client in 0..world.clients.all.len() {
+            let at = world.client_random.below(100 * MS);
+            world.schedule(at, Happening::Client(client));
+        }
+        for index in 0..world.plan.len() {
+            world.schedule(world.plan[index].at, Happening::Begin(index));
+            world.schedule(world.plan[index].until, Happening::End(index));
+        }
+        world
+    }
+
+    /// Lets `what` happen at `at`.
+    pub(crate) fn schedule(&mut self, at: u64, what: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Scheduled { at, order: self.order, what }));
+    }
+
+    /// A line of the trace.
+    pub(crate) fn say(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            if trace.len() == TRACE_LINES {
+                trace.pop_front();
+            }
+            trace.push_back(format!("{:>12.6} ms  {}", self.now as f64 / 1e6, line()));
+        }
+    }
+
+    /// Something is wrong: the run is over.
+    pub(crate) fn fail(&mut self, what: String) {
+        if self.violation.is_none() && self.trace.is_some() {
+            self.say_states();
+        }
+        self.say(|| format!("VIOLATION: {what}"));
+        self.violation.get_or_insert(what);
+    }
+
+    fn say_states(&mut self) {
+        let lanes = lock(&self.net).describe();
+        for lane in lanes {
+            self.say(|| lane);
+        }
+        for node in 0..self.shape.nodes {
+            let place = &self.places[node];
+            let Some(process) = &place.process else {
+                self.say(|| format!("replica {} is not there", node + 1));
+                continue;
+            };
+            let status = process.node.status();
+            let links: Vec<_> = status
+                .peers
+                .iter()
+                .map(|peer| {
+                    (peer.node.0, peer.link.control_up, peer.link.data_up, peer.heard_ms_ago)
+                })
+                .collect();
+            let line = format!(
+                "replica {} is {:?} of {:?} under {}, commit {}, applied {}, last {}, votes {}, {}; \
+                 peers (control, data, heard ms ago) {links:?}",
+                status.node,
+                status.role,
+                status.leader,
+                status.ballot,
+                status.commit_slot,
+                status.applied_slot,
+                status.last_slot,
+                status.votes,
+                status.trouble,
+            );
+            self.say(|| line);
+        }
+    }
+
+    /// Lets everything happen up to `until`, or until something is wrong.
+    pub(crate) fn run_until(&mut self, until: u64) {
+        while self.violation.is_none() {
+            let Some(Reverse(next)) = self.queue.peek() else { break };
+            if next.at > until {
+                break;
+            }
+            let Some(Reverse(Scheduled { at, what, .. })) = self.queue.pop() else { break };
+            self.now = self.now.max(at);
+            self.events += 1;
+            if self.events > EVENTS_MAX {
+                self.fail(format!("the run does not end: {EVENTS_MAX} events"));
+            }
+            self.happen(what);
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Step(node) => {
+                if self.places[node].step_at == self.now {
+                    self.places[node].step_at = u64::MAX;
+                    self.step(node);
+                }
+            }
+            Happening::Sync(node, life) => self.sync(node, life),
+            Happening::Net(event) => {
+                let net = Arc::clone(&self.net);
+                let mut net = lock(&net);
+                net.now = self.now;
+                net.on_event(event);
+                self.after_net(&mut net);
+            }
+            Happening::Begin(index) => self.begin(index),
+            Happening::End(index) => self.end(index),
+            Happening::Flap(index, open) => self.flap(index, open),
+            Happening::Client(client) => self.client(client),
+            Happening::Restart(node) => self.restart(node),
+        }
+    }
+
+    /// Does something to the network.
+    pub(crate) fn with_net(&mut self, act: impl FnOnce(&mut Net)) {
+        let net = Arc::clone(&self.net);
+        let mut net = lock(&net);
+        net.now = self.now;
+        act(&mut net);
+        self.after_net(&mut net);
+    }
+
+    fn after_net(&mut self, net: &mut Net) {
+        for (at, event) in net.due.drain(..) {
+            self.schedule(at.max(self.now), Happening::Net(event));
+        }
+        for node in std::mem::take(&mut net.wakes) {
+            if self.places[node].paused {
+                self.coverage.observe(Row::F103);
+            }
+            self.wake(node);
+        }
+    }
+
+    /// The replica takes a turn soon.
+    pub(crate) fn wake(&mut self, node: usize) {
+        let turn = self.random.exponential(self.shape.turn_mean) * self.places[node].slow;
+        self.step_by(node, self.now + turn);
+    }
+
+    fn step_by(&mut self, node: usize, at: u64) {
+        let place = &mut self.places[node];
+        if place.process.is_some() && !place.paused && at < place.step_at {
+            place.step_at = at;
+            self.schedule(at, Happening::Step(node));
+        }
+    }
+
+    fn step(&mut self, node: usize) {
+        let rate = self.shape.rates[node];
+        let clock = self.places[node].clock(self.now, rate);
+        if self.places[node].paused {
+            return;
+        }
+        let Some(process) = &mut self.places[node].process else { return };
+        lock(&self.net).now = self.now;
+        let turn = catch_unwind(AssertUnwindSafe(|| process.node.step(clock)));
+        self.with_net(|_| {});
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                let text = text.unwrap_or("without a word").to_owned();
+                return self.fail(format!("panic: replica {}: {text}", node + 1));
+            }
+        };
+        self.observe(node);
+        if self.places[node].medium.control().is_dead() {
+            let (survival, back_at) =
+                self.places[node].death.take().unwrap_or((Survival::Subset, self.now + MS));
+            self.say(|| format!("replica {} dies in the middle of a turn", node + 1));
+            self.crash(node, survival);
+            self.schedule(back_at.max(self.now + 1), Happening::Restart(node));
+            return;
+        }
+        self.poll_clients(node);
+        self.schedule_sync(node);
+        let next = if turn.busy {
+            let mean = self.shape.turn_mean * self.places[node].slow;
+            self.now + 1 + self.random.exponential(mean)
+        } else {
+            self.places[node].world_time(turn.next, rate).max(self.now + 1)
+        };
+        self.step_by(node, next);
+    }
+
+    /// Checks a replica after its turn.
+    fn observe(&mut self, node: usize) {
+        let Some(subject) = self.places[node].subject() else { return };
+        self.checks.note_vote(&subject, self.shape.nodes);
+        let core = subject.core;
+        let state = core.commit_slot().0 << 20 ^ core.promised().pack() ^ subject.digest;
+        self.hash = mix(self.hash ^ mix(state ^ self.now << 8 ^ node as u64));
+        let dead = self.places[node].medium.control().is_dead();
+        let life = subject.life;
+        let Some(process) = &self.places[node].process else { return };
+        let mut seen = process.seen;
+        let was = seen;
+        let checked =
+            if dead { Ok(()) } else { self.checks.after_turn(&subject, &mut seen, &self.shape) };
+        let line = (self.trace.is_some() && format!("{was:?}") != format!("{seen:?}"))
+            .then(|| format!("replica {} is {:?}, {seen:?}", node + 1, core.role()));
+        if let Some(process) = &mut self.places[node].process {
+            process.seen = seen;
+        }
+        if let Some(line) = line {
+            self.say(|| line);
+        }
+        if let Err(what) = checked {
+            self.fail(format!("{what} (replica {}, life {life})", node + 1));
+        }
+        let wrong = lock(&self.ledger).violation.clone();
+        if let Some(what) = wrong {
+            self.fail(format!("{what} (replica {}, life {life})", node + 1));
+        }
+        if self.random.below(PROBE_EVERY) == 0 {
+            let waiting = lock(&self.net).queued_bytes();
+            if waiting > QUEUE_BYTES_MAX {
+                self.fail(format!("I15: {waiting} bytes wait in one direction of a lane"));
+            }
+            self.probe(node);
+        }
+    }
+
+    fn probe(&mut self, node: usize) {
+        let place = &self.places[node];
+        let Some(process) = &place.process else { return };
+        if place.forgets
+            || place.medium.control().is_dead()
+            || self.shape.profile.kind == MediumKind::Memory
+        {
+            return;
+        }
+        let spy = Arc::clone(&process.spy);
+        let medium = Arc::clone(&place.medium);
+        let probed = self.checks.probe(node, &self.shape, &medium, &lock(&spy));
+        if let Err(what) = probed {
+            self.fail(format!("{what} (replica {}, its disk)", node + 1));
+        }
+    }
+
+    fn poll_clients(&mut self, node: usize) {
+        let ledger = Arc::clone(&self.ledger);
+        let free = self.clients.poll(node, &lock(&ledger));
+        self.after_clients(free);
+    }
+
+    pub(crate) fn after_clients(&mut self, free: Vec<usize>) {
+        for client in free {
+            let think = self.client_random.exponential(self.shape.think_mean);
+            self.schedule(self.now + think, Happening::Client(client));
+        }
+        if let Some(said) = &mut self.clients.said {
+            for line in std::mem::take(said) {
+                self.say(|| line);
+            }
+        }
+        if let Some(what) = self.clients.violation.clone() {
+            self.fail(what);
+        }
+    }
+
+    fn client(&mut self, client: usize) {
+        if !self.asking || self.clients.requests >= self.shape.requests_max {
+            return;
+        }
+        let node = self.clients.all[client].node;
+        let Some(process) = &self.places[node].process else {
+            let wait = self.client_random.exponential(20 * MS);
+            return self.schedule(self.now + wait, Happening::Client(client));
+        };
+        let handle = process.handle.clone();
+        self.clients.ask(client, &handle, &self.shape, &mut self.client_random);
+        self.after_clients(Vec::new());
+        self.wake(node);
+        // What is refused at once is answered at once.
+        self.poll_clients(node);
+    }
+
+    /// Lets the sync thread of a replica work, if there is work.
+    fn schedule_sync(&mut self, node: usize) {
+        let wait = self.random.exponential(self.shape.sync_mean) + self.places[node].stall;
+        let now = self.now;
+        let Some(process) = &mut self.places[node].process else { return };
+        if process.syncing || !process.steps.is_due() {
+            return;
+        }
+        process.syncing = true;
+        let life = process.life;
+        self.schedule(now + wait, Happening::Sync(node, life));
+    }
+
+    fn sync(&mut self, node: usize, life: u64) {
+        let Some(process) = &mut self.places[node].process else { return };
+        if process.life != life {
+            return;
+        }
+        process.syncing = false;
+        process.steps.step();
+        self.schedule_sync(node);
+        self.wake(node);
+    }
+
+    /// The process dies, and with its machine as much of what was not synced as `survival` says.
+    pub(crate) fn crash(&mut self, node: usize, survival: Survival) {
+        let Some(process) = self.places[node].process.take() else { return };
+        let power = survival != Survival::Everything;
+        if power && process.syncing && self.random.chance(600_000) {
+            // The sync thread was in the middle of it.
+            let medium = &self.places[node].medium;
+            medium.control().kill_after(self.random.below(4));
+            process.steps.step();
+            self.coverage.observe(Row::F43);
+        }
+        self.places[node].medium.control().kill();
+        {
+            let spy = lock(&process.spy);
+            let (told, vote) = &mut self.places[node].told;
+            *told = (*told).max(spy.promised);
+            *vote = (*vote).max(spy.vote);
+        }
+        drop(process);
+        self.with_net(|net| net.stop(node));
+        let medium = self.places[node].medium.after_crash(survival, &mut self.random);
+        self.places[node].medium = medium;
+        self.places[node].step_at = u64::MAX;
+        self.places[node].paused = false;
+        let free = self.clients.lose(node);
+        self.after_clients(free);
+        self.say(|| {
+            format!("replica {} is gone ({survival:?} of its unsynced bytes left)", node + 1)
+        });
+    }
+
+    /// A process starts on what the disk has.
+    pub(crate) fn restart(&mut self, node: usize) {
+        if self.places[node].process.is_some() || self.places[node].refused {
+            return;
+        }
+        let steps = SyncSteps::default();
+        let fresh = Incarnation(self.random.word());
+        let medium = Arc::clone(&self.places[node].medium);
+        let opened = checks::open(Arc::clone(&medium), node, &self.shape, fresh, &steps);
+        let (log, recovered) = match opened {
+            Ok(opened) => opened,
+            Err(error) if self.places[node].forgets => {
+                self.say(|| format!("replica {} refuses to start: {error}", node + 1));
+                self.places[node].refused = true;
+                return;
+            }
+            // The disk failed again in the middle of it, or has no room: its operator tries again.
+            Err(_) if medium.control().excuses() => {
+                let again = medium.after_crash(Survival::Subset, &mut self.random);
+                again.control().set_full(medium.control().is_full());
+                self.places[node].medium = again;
+                return self.schedule(self.now + 100 * MS, Happening::Restart(node));
+            }
+            Err(error) => {
+                return self.fail(format!("replica {} cannot open its log: {error}", node + 1));
+            }
+        };
+        if !self.places[node].forgets {
+            let (told, vote) = self.places[node].told;
+            let checked = self.checks.recovered(&log, &recovered, told, vote);
+            if let Err(what) = checked {
+                return self.fail(format!("{what} (replica {}, restarted)", node + 1));
+            }
+        }
+        let (first, last) = (recovered.first_slot, recovered.last_slot);
+        self.start(node, log, recovered, steps, first, last);
+    }
+
+    fn start(
+        &mut self,
+        node: usize,
+        log: quorate_pmem_log::Log,
+        recovered: quorate_pmem_log::Recovered,
+        steps: SyncSteps,
+        first: Slot,
+        last: Slot,
+    ) {
+        self.with_net(|net| {
+            net.start(node);
+        });
+        let spy = Arc::new(Mutex::new(Spy::new(Arc::clone(&self.places[node].medium))));
+        let nodes = self.shape.nodes;
+        let transport = SimTransport::new(Arc::clone(&self.net), Arc::clone(&spy), node, nodes);
+        self.lives += 1;
+        let life = self.lives;
+        let machine = SimMachine::new(life, Arc::clone(&self.ledger));
+        let options = options(node, &self.shape, self.random.word());
+        let made = Node::new(options, Box::new(transport), log, recovered, Box::new(machine));
+        let product = match made {
+            Ok(product) => product,
+            Err(error) => return self.fail(format!("replica {} cannot start: {error}", node + 1)),
+        };
+        let (handle, born) = (product.handle(), self.now);
+        let seen = checks::Seen::default();
+        let process =
+            Process { node: product, handle, steps, syncing: false, spy, life, born, seen };
+        self.places[node].process = Some(process);
+        self.places[node].step_at = u64::MAX;
+        self.say(|| format!("replica {} starts with slots {first} to {last}", node + 1));
+        self.wake(node);
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").field("now", &self.now).finish_non_exhaustive()
+    }
+}
