@@ -130,9 +130,10 @@ fn write_times(name: &str, slow: &[u16]) -> Vec<Duration> {
     let mut client = Client::new(&cluster.address(1));
     wait("slow disks", PATIENCE, || {
         assert!(client.insist("SET warm up").is_ok());
+        // From the first slow sync on all are.
         let begun = |node: &u16| {
-            // Opening the log synced a few times in another thread: those do not count here.
-            cluster.report(*node).is_some_and(|it| it.counters.log_flushes > HEALTHY_SYNCS + 16)
+            let report = cluster.report(*node);
+            report.is_some_and(|it| u128::from(it.latencies.flush.max) >= DELAY.as_micros())
         };
         slow.iter().all(begun).then_some(())
     });
@@ -170,9 +171,11 @@ fn disk_fills(name: &str, leads: bool) {
     if !strace_works() {
         return;
     }
-    // The first calls of a thread make the first segments. Then there is no space for a hundred
-    // tries, one every 20 ms, and there is some again.
-    let mut cluster = start(name, &[1], "fallocate", "error=ENOSPC:when=3..102");
+    // The first calls of a thread make the first segments. Then there is no space for so many
+    // tries, one about every 20 ms, and there is some again.
+    let tries = if leads { 300 } else { 150 };
+    let fault = format!("error=ENOSPC:when=3..{}", 2 + tries);
+    let mut cluster = start(name, &[1], "fallocate", &fault);
     arrange(&mut cluster, 1, leads);
     let writer_at = if leads { 1 } else { cluster.leader() };
     let mut writer = Client::new(&cluster.address(writer_at));
@@ -189,8 +192,13 @@ fn disk_fills(name: &str, leads: bool) {
         cluster.report(1).filter(|report| report.trouble.contains("no space"))
     });
     println!("{} writes, {refused} refused, then: {}", acknowledged.len(), report.trouble);
-    let mut elsewhere = Client::new(&cluster.address(cluster.follower(&[1])));
+    // The others serve on while it is full: a leader hands over.
+    let other =
+        cluster.wait("a leader with space", || Some(cluster.leader()).filter(|it| *it != 1));
+    let mut elsewhere = Client::new(&cluster.address(other));
     elsewhere.insist("SET while-full yes");
+    let still = cluster.report(1).expect("it runs");
+    assert!(still.trouble.contains("no space"), "void: there was space again: {still:?}");
     cluster.wait("space again", || cluster.report(1).filter(|it| it.trouble.is_empty()));
     cluster.converged();
     for key in &acknowledged {
