@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod greeting;
 mod lane;
 mod links;

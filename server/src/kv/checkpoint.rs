@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// The first bytes of an image: a name and the version of the format.
 const MAGIC: &[u8; 8] = b"QKVIMG01";
 
+/// No store has counted further; versions are told to clients as `i64`.
+const MODIFICATIONS_MAX: u64 = 1 << 62;
+
 /// Why an image is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointError {
@@ -81,6 +84,9 @@ impl Store {
         let (Some(time_ms), Some(modifications), Some(len)) = header else {
             return Err(CheckpointError::Damaged("the header ends early"));
         };
+        if modifications > MODIFICATIONS_MAX {
+            return Err(CheckpointError::Damaged("the number of modifications is out of range"));
+        }
         let mut store = Store::restored(limits, time_ms, modifications);
         while !input.is_empty() {
             let mut entries =
@@ -90,6 +96,9 @@ impl Store {
                     take_entry(&mut entries).ok_or(CheckpointError::Damaged("a key ends early"))?;
                 if entry.version == 0 || entry.version > modifications {
                     return Err(CheckpointError::Damaged("a key's version is out of range"));
+                }
+                if i64::try_from(entry.deadline_ms).is_err() {
+                    return Err(CheckpointError::Damaged("a key's deadline is out of range"));
                 }
                 if store.is_past(entry.deadline_ms) {
                     return Err(CheckpointError::Damaged("a key has expired"));

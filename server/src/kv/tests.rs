@@ -292,6 +292,22 @@ fn damaged_checkpoint_is_refused_and_never_panics() {
     }
 }
 
+#[test]
+fn checkpoint_with_numbers_that_no_store_has_is_refused() {
+    let varint = |number: u64| {
+        let mut out = BytesMut::new();
+        super::frame::put_varint(&mut out, number);
+        out.to_vec()
+    };
+    let worn = [&b"QKVIMG01"[..], &varint(5), &varint(u64::MAX), &varint(0)].concat();
+    assert!(Store::restore(Limits::default(), &worn).is_err(), "the next write would overflow");
+    let entry = [&b"\x01k\x01v"[..], &varint(u64::MAX), &varint(1)].concat();
+    let bucket = [&varint(entry.len() as u64)[..], &entry].concat();
+    let never = [&b"QKVIMG01"[..], &varint(5), &varint(1), &varint(1), &bucket].concat();
+    let refused = Store::restore(Limits::default(), &never).unwrap_err();
+    assert!(refused.to_string().contains("deadline"), "{refused}");
+}
+
 fn arbitrary_command() -> impl Strategy<Value = BytesMut> {
     let key = || "[a-f]";
     let value = || "[0-9]{0,3}";
