@@ -109,9 +109,12 @@ pub fn directory(asked: Option<&Path>) -> Result<PathBuf> {
         // Replicas run with their own idea of where they are: give them the whole path.
         return std::path::absolute(asked).context("the folder's name");
     }
-    let project = directories::ProjectDirs::from("", "", "quorate")
+    // XDG Base Directory Specification: the user's data, or its default under the home directory.
+    let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = named("XDG_DATA_HOME")
+        .or_else(|| named("HOME").map(|home| home.join(".local/share")))
         .context("there is no home directory to put the data in: name a folder with --dir DIR")?;
-    Ok(project.data_dir().join("cluster"))
+    Ok(data.join("quorate").join("cluster"))
 }
 
 /// One replica's process.

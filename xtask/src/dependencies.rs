@@ -37,8 +37,13 @@ const BANNED: [(&str, &str); 8] = [
 ];
 
 /// Crates of which more than one version may be in the build for Linux, each with the reason.
-const DUPLICATES: [(&str, &str); 1] =
-    [("syn", "derive macros are half-way to version 3; it runs in the compiler only")];
+const DUPLICATES: [(&str, &str); 5] = [
+    ("syn", "derive macros are half-way to version 3; it runs in the compiler only"),
+    ("getrandom", "0.3 by the metrics exporter, 0.4 by proptest, which only tests link"),
+    ("hashbrown", "0.16 by the metrics exporter's registry, 0.17 by its HTTP server"),
+    ("rand", "0.9 by the metrics exporter, 0.10 by proptest, which only tests link"),
+    ("rand_core", "as rand"),
+];
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
