@@ -26,6 +26,9 @@ pub struct Settings {
     pub catch_up_bytes: u32,
     /// Seeds the only randomness there is: the waits for elections.
     pub seed: u64,
+    /// A mistake built in on purpose.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<crate::Mutant>,
 }
 
 impl Settings {
@@ -43,6 +46,8 @@ impl Settings {
             cache_bytes_max: 64 << 20,
             catch_up_bytes: 1 << 20,
             seed: incarnation.0 ^ u64::from(node.0).rotate_left(32),
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }

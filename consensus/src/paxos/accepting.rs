@@ -2,7 +2,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Accept, Ballot, Message, Nanos, NodeId, Row, RowFlags, Slot};
+use crate::{Accept, Ballot, Message, Mutant, Nanos, NodeId, Row, RowFlags, Slot};
 
 /// A record that cannot follow what was accepted before: the lane lost something, or the peer
 /// misbehaves. The link is to be reset; the leader then starts again from our row.
@@ -33,7 +33,7 @@ impl Paxos {
             accept.values.clear();
             return Ok(());
         }
-        if ballot < promised {
+        if ballot < promised && !self.settings.is(Mutant::AcceptBelowPromise) {
             // A deposed leader: its records are ignored by ballot, and it is told once a record.
             self.send(from, Message::Nack { ballot, promised });
             accept.values.clear();
@@ -51,7 +51,12 @@ impl Paxos {
         if let Some(index) = self.peer_index(from) {
             self.peers[index].heard_at = Some(self.now);
         }
-        self.acceptor.begin(ballot, self.commit_slot);
+        let known = if self.settings.is(Mutant::KeepOldVotes) {
+            self.acceptor.accepted_slot()
+        } else {
+            self.commit_slot
+        };
+        self.acceptor.begin(ballot, known);
         let expected = self.acceptor.accepted_slot().next();
         if accept.first > expected {
             accept.values.clear();
@@ -124,7 +129,7 @@ impl Paxos {
     /// The leader of `ballot` says that everything up to `commit` is chosen. What we hold is that
     /// value only as far as we accepted it under the same ballot.
     fn learn_commit(&mut self, ballot: Ballot, commit: Slot) {
-        if ballot != self.acceptor.accepted_ballot() {
+        if ballot != self.acceptor.accepted_ballot() && !self.settings.is(Mutant::LearnAnyBallot) {
             return;
         }
         let known = commit.min(self.acceptor.accepted_slot());

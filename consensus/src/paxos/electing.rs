@@ -9,7 +9,7 @@
 
 use super::{Notice, Paxos};
 use crate::role::{Adopting, Adoption, Candidate, PreCandidate, PromiseHeld, Role};
-use crate::{Ballot, Entry, Message, Nanos, NodeId, Run, Slot};
+use crate::{Ballot, Entry, Message, Mutant, Nanos, NodeId, Run, Slot};
 use alloc::vec::Vec;
 
 /// A pre-vote is refused to a candidate this many slots behind a voter that could lead itself:
@@ -154,7 +154,11 @@ impl Paxos {
         let promise = Message::Promise { ballot, from: first, commit_slot, runs };
         // A promise to the same proposer that still waits for the disk is superseded by this one.
         self.held.retain(|(_, to, held)| *to != from || !matches!(held, Message::Promise { .. }));
-        self.send_after(self.acceptor.emitted(), from, promise);
+        let after = match self.settings.is(Mutant::PromiseBeforePersist) {
+            true => self.acceptor.durable_through(),
+            false => self.acceptor.emitted(),
+        };
+        self.send_after(after, from, promise);
     }
 
     /// Phase 1b at the candidate.
@@ -210,7 +214,9 @@ impl Paxos {
                         best.resize(index + 1, (Ballot::ZERO, me));
                     }
                     // On a tie the own copy wins: the values are equal, and it needs no fetching.
-                    let better = run.ballot > best[index].0
+                    let lowest =
+                        self.settings.is(Mutant::AdoptLowestBallot) && best[index].0 > Ballot::ZERO;
+                    let better = (run.ballot > best[index].0) != lowest
                         || (run.ballot == best[index].0 && promise.node == me);
                     if better {
                         best[index] = (run.ballot, promise.node);
@@ -226,7 +232,10 @@ impl Paxos {
                 _ => Adoption::Missing { ballot: accepted, holder },
             }
         });
-        let plan = plan.collect();
+        let plan = match self.settings.is(Mutant::SkipAdoption) {
+            true => Vec::new(),
+            false => plan.collect(),
+        };
         let adopting = Adopting { ballot, chosen_through, chosen_source, plan };
         self.role = Role::Adopting(adopting);
         self.continue_adoption();

@@ -2,7 +2,7 @@
 
 use super::{Notice, Paxos};
 use crate::role::{Adopting, Adoption, Leader, Progress, Role};
-use crate::{Ballot, Message, NodeId, Row, Slot, Value};
+use crate::{Ballot, Message, Mutant, NodeId, Row, Slot, Value};
 use alloc::vec::Vec;
 
 /// A record to ship to one follower.
@@ -162,7 +162,8 @@ impl Paxos {
         let commit_slot = self.commit_slot;
         let ping = leader.ping;
         let Some(progress) = leader.progress_mut(from) else { return };
-        if counts && row.accepted_ballot == ballot {
+        let old_votes = self.settings.is(Mutant::CountOldBallotVotes);
+        if counts && (row.accepted_ballot == ballot || old_votes) {
             progress.matched = progress.matched.max(row.accepted_slot);
         }
         if counts && row.promised <= ballot {
@@ -202,6 +203,10 @@ impl Paxos {
         let own = if own_ballot == leader.ballot { own_slot } else { Slot::ZERO };
         let chosen = self.configurations.chosen_through(self.commit_slot, |node| {
             if node == self.settings.node {
+                return own;
+            }
+            let first = leader.progress.first().is_some_and(|progress| progress.node == node);
+            if first && self.settings.is(Mutant::CommitOnMinority) {
                 return own;
             }
             leader.progress(node).map_or(Slot::ZERO, |progress| progress.matched)

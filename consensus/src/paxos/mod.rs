@@ -10,7 +10,9 @@ use crate::acceptor::{Acceptor, Persist, PersistNumber};
 use crate::role::{Role, RoleName};
 use crate::settings::Chance;
 use crate::window::Window;
-use crate::{Ballot, Configurations, Entry, Message, Nanos, NodeId, Row, RowFlags, Settings, Slot};
+use crate::{
+    Ballot, Configurations, Entry, Message, Mutant, Nanos, NodeId, Row, RowFlags, Settings, Slot,
+};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -146,8 +148,13 @@ impl Paxos {
         for entry in accepted {
             window.put(entry.slot, entry.ballot, entry.value);
         }
-        let votes = remembers
-            && configurations.at(commit_slot.next()).votes(settings.node, settings.incarnation);
+        let promised = if settings.is(Mutant::ForgetPromise) { Ballot::ZERO } else { promised };
+        if settings.is(Mutant::ForgetAccepted) {
+            window = Window::starting_at(commit_slot.next());
+        }
+        let named =
+            configurations.at(commit_slot.next()).votes(settings.node, settings.incarnation);
+        let votes = remembers && named || settings.is(Mutant::AmnesiacVotes);
         let peers = configurations.latest().members().filter(|member| member.node != settings.node);
         let peers = peers.map(|member| Peer::new(member.node)).collect();
         let mut paxos = Self {
@@ -396,7 +403,12 @@ impl Paxos {
     /// The row for `peer` as it stands.
     #[must_use]
     pub fn row(&self, peer: NodeId) -> Row {
-        let (accepted_ballot, accepted_slot) = self.acceptor.vote();
+        let (accepted_ballot, accepted_slot) = if self.settings.is(Mutant::AcknowledgeBeforePersist)
+        {
+            (self.acceptor.accepted_ballot(), self.acceptor.accepted_slot())
+        } else {
+            self.acceptor.vote()
+        };
         let mut flags = 0;
         if self.role.leader().is_some() {
             flags |= RowFlags::LEADING;

@@ -6,7 +6,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Message, Nanos, NodeId, Slot};
+use crate::{Message, Mutant, Nanos, NodeId, Slot};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -86,7 +86,9 @@ impl Paxos {
             Role::Leader(leader) => {
                 // Before the first own entry is chosen, the commit slot may be behind what an
                 // earlier leader acknowledged.
-                if self.reads.confirming.is_some() || self.commit_slot < leader.barrier {
+                let early = self.settings.is(Mutant::ReadBeforeBarrier);
+                if self.reads.confirming.is_some() || (self.commit_slot < leader.barrier && !early)
+                {
                     return;
                 }
                 leader.ping += 1;
@@ -132,6 +134,7 @@ impl Paxos {
             node == self.settings.node
                 || leader.progress(node).is_some_and(|progress| progress.pong >= ping)
         });
+        let confirmed = confirmed || self.settings.is(Mutant::ReadWithoutQuorum);
         if !confirmed || self.acceptor.promised() != leader.ballot {
             return;
         }

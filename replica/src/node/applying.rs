@@ -9,7 +9,7 @@ use quorate_consensus::batch::{
     CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
 };
 use quorate_consensus::session::Admission;
-use quorate_consensus::{Slot, Value, ValueKind};
+use quorate_consensus::{Mutant, Slot, Value, ValueKind};
 
 /// Payload bytes applied in one turn before the transport is looked at again.
 const APPLY_BYTES_PER_TURN: usize = 4 << 20;
@@ -97,6 +97,12 @@ impl Node {
         let own = header.session == self.origin.session();
         match self.sessions.admit(slot, header) {
             Admission::Apply { known } => self.apply_commands(slot, group, known, own),
+            Admission::Duplicate if self.options.is(Mutant::ApplyTwice) => {
+                self.apply_commands(slot, group, 0, own);
+            }
+            Admission::Gap { .. } if self.options.is(Mutant::ApplyBehindGap) => {
+                self.apply_commands(slot, group, 0, own);
+            }
             Admission::Duplicate => self.counters.duplicates += u64::from(header.count),
             Admission::Gap { .. } => {
                 self.counters.gaps += 1;

@@ -20,8 +20,8 @@ use crate::status::{Counters, Latencies};
 use bytes::{Bytes, BytesMut};
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{
-    Accept, Ballot, Configurations, Genesis, Nanos, NodeId, Paxos, Persist, ReadReady, Restored,
-    Settings, Slot,
+    Accept, Ballot, Configurations, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady,
+    Restored, Settings, Slot,
 };
 use quorate_pmem_log::{Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
@@ -256,6 +256,10 @@ impl Node {
         settings.window_bytes_max = self.options.window_bytes_max;
         settings.cache_bytes_max = self.options.cache_bytes_max;
         settings.seed = self.options.seed;
+        #[cfg(feature = "mutants")]
+        {
+            settings.mutant = self.options.mutant;
+        }
         let restored = self.restored(&genesis)?;
         tracing::info!(
             cluster = format_args!("{:016x}", genesis.cluster),
@@ -283,7 +287,9 @@ impl Node {
         let recovered = &self.recovered;
         let (node, incarnation) = (self.options.node, recovered.identity.incarnation);
         let named = genesis.configuration.votes(node, incarnation);
-        let remembers = named && recovered.damaged.is_empty() && recovered.promise_certain;
+        let intact = recovered.damaged.is_empty() && recovered.promise_certain
+            || self.options.is(Mutant::TruncateDamaged);
+        let remembers = named && intact;
         // Behind damage stands what may not be the newest that was accepted here. It comes from the
         // peers, and this replica's word does not count: it may have accepted more.
         let commit_slot = recovered.commit_slot.min(recovered.intact_through);
