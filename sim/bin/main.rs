@@ -31,7 +31,18 @@ struct Arguments {
     /// Run the seeds of this file too, one a line, with their stories behind `#`.
     #[arg(long)]
     regressions: Option<std::path::PathBuf>,
+    /// Build each known mistake into the protocol and see after how many seeds it is found. Needs
+    /// `--features mutants`.
+    #[arg(long)]
+    mutants: bool,
+    /// The seed at which the search for each mistake begins.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
 }
+
+/// A mistake that this many seeds do not show is not found.
+#[cfg(feature = "mutants")]
+const MUTANT_SEEDS_MAX: u64 = 1_000;
 
 /// Trace lines shown of a failure.
 const LINES: usize = 60;
@@ -52,6 +63,9 @@ fn main() -> ExitCode {
 }
 
 fn try_main(arguments: &Arguments) -> Result<bool, String> {
+    if arguments.mutants {
+        return mutants(arguments.from);
+    }
     if let Some(seed) = arguments.seed {
         return Ok(one(seed, arguments.trace));
     }
@@ -76,6 +90,35 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
     }
     println!("seeds: {} kept, then {}..", seeds.len(), fresh.start);
     Ok(many(&seeds, &fresh, deadline, arguments.jobs.max(1)))
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_from: u64) -> Result<bool, String> {
+    Err("the mistakes are not built in: cargo run --release -p quorate-sim --features mutants -- \
+         --mutants"
+        .into())
+}
+
+#[cfg(feature = "mutants")]
+fn mutants(from: u64) -> Result<bool, String> {
+    let mut all_found = true;
+    println!("{:<26} {:>6}  by", "mistake", "seeds");
+    for &mutant in quorate_sim::Mutant::ALL {
+        let found = (from..from + MUTANT_SEEDS_MAX).find_map(|seed| {
+            let what = quorate_sim::run_mutant(seed, mutant).violation?;
+            Some((seed, what))
+        });
+        all_found &= found.is_some();
+        let name = format!("{mutant:?}");
+        match found {
+            Some((seed, what)) => {
+                let what = what.lines().next().unwrap_or_default();
+                println!("{name:<26} {:>6}  {what}", seed - from + 1);
+            }
+            None => println!("{name:<26} {:>6}  NOT FOUND", MUTANT_SEEDS_MAX),
+        }
+    }
+    Ok(all_found)
 }
 
 fn clock_seed() -> u64 {

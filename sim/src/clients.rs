@@ -8,10 +8,15 @@ use bytes::{Bytes, BytesMut};
 use quorate_check::{KvInput, KvOutput, Operation, Return};
 use quorate_consensus::batch::{put_item, take_item};
 use quorate_replica::{Consistency, Failure, Handle, Pending};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+
+/// Unknown outcomes of one key at the most, if there are other keys.
+const UNKNOWN_MAX: u32 = 5;
+/// The key of the liveness phase.
+const FRESH_KEY: u8 = 250;
 
 /// One client of one replica.
 #[derive(Debug)]
@@ -58,6 +63,8 @@ pub(crate) struct Clients {
     pub(crate) rejected: Vec<u32>,
     /// Of those whose outcome is unknown.
     pub(crate) unknown: BTreeSet<u32>,
+    /// How many writes of each key had unknown outcomes.
+    unknown_of_key: BTreeMap<u8, u32>,
     /// Requests so far.
     pub(crate) requests: u32,
     /// Reads answered.
@@ -125,7 +132,7 @@ impl Clients {
             return self.ask_wrongly(client, handle, shape, random);
         }
         if random.chance(shape.reads_ppm) {
-            let key = random.below(u64::from(shape.keys)) as u8;
+            let key = self.draw_key(shape, random);
             let stale = random.chance(shape.stale_ppm);
             let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
             let pending = handle.query(&[key], consistency);
@@ -184,14 +191,27 @@ impl Clients {
         self.numbers += 1;
         let number = self.numbers;
         let act = Act::Set(format!("fresh {number}").into_bytes());
-        self.write(client, handle, vec![Command { number, key: 250, act }]);
+        self.write(client, handle, vec![Command { number, key: FRESH_KEY, act }]);
         number
+    }
+
+    /// A key that the checker can still decide: after some unknown outcomes another takes its place,
+    /// since each of them may take effect at any time after.
+    fn draw_key(&self, shape: &Shape, random: &mut Random) -> u8 {
+        let mut key = random.below(u64::from(shape.keys)) as u8;
+        while self.unknown_of_key.get(&key).is_some_and(|unknown| *unknown >= UNKNOWN_MAX) {
+            let Some(next) = key.checked_add(shape.keys).filter(|next| *next < FRESH_KEY) else {
+                return key;
+            };
+            key = next;
+        }
+        key
     }
 
     fn draw(&mut self, shape: &Shape, random: &mut Random, parts: u64) -> Command {
         self.numbers += 1;
         let number = self.numbers;
-        let key = random.below(u64::from(shape.keys)) as u8;
+        let key = self.draw_key(shape, random);
         let room = shape.command_bytes_max as u64 / parts / 2 - 32;
         let mut value = format!("{number}:").into_bytes();
         if random.chance(300_000) {
@@ -254,6 +274,7 @@ impl Clients {
         if let What::Writes(commands) = what {
             for command in commands {
                 self.unknown.insert(command.number);
+                *self.unknown_of_key.entry(command.key).or_default() += 1;
                 self.names += 1;
                 let input = command.input();
                 self.history.push(Operation { client, call, input, ret: None });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 macro_rules! rows {
     ($($name:ident $what:literal,)*) => {
-        /// A row of the fault catalogue (`docs/testing.md` names them all).
+        /// A row of the fault catalogue.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
         pub enum Row { $(#[doc = $what] $name,)* }
 
@@ -59,7 +59,6 @@ rows! {
     F60 "a tear of eight-byte words",
     F82 "commands sent again are applied once",
     F83 "an outcome is unknown, and the command takes effect later",
-    F85 "a read at a deposed leader",
     F90 "requests that are malformed or too large",
     F96 "a write of a dead lane lands later",
     F97 "a write is visible in part",

@@ -5,6 +5,7 @@ use crate::medium::{Damage, Survival};
 use crate::plan::{Fault, Item, Partition, Who};
 use crate::shape::MS;
 use crate::world::{Happening, World};
+use quorate_consensus::Slot;
 use quorate_pmem_log::MediumKind;
 
 impl World {
@@ -27,7 +28,12 @@ impl World {
 
     /// A fault begins.
     pub(crate) fn begin(&mut self, index: usize) {
+        if !self.core.is_empty() {
+            // The liveness phase has begun: nothing new breaks.
+            return;
+        }
         let Item { fault, until, .. } = self.plan[index].clone();
+        self.committed_before[index] = self.checks.committed;
         self.say(|| format!("fault {index} begins: {fault:?}"));
         match fault {
             Fault::Crash { node, survival } => {
@@ -57,6 +63,9 @@ impl World {
             Fault::Wipe { node } => {
                 self.coverage.inject(Row::F58);
                 self.crash(node, Survival::Nothing);
+                self.places[node].died_of = Some(Row::F58);
+                // A vote left only under a leader, so a quorum knows the founding document.
+                self.places[node].wiped |= self.places[node].told.1.1 > Slot::ZERO;
                 self.places[node].medium = crate::medium::SimMedium::new(self.shape.profile);
                 self.places[node].forgets = true;
                 self.places[node].refused = false;
@@ -126,13 +135,17 @@ impl World {
     }
 
     fn note_crash(&mut self, node: usize, survival: Survival) {
-        self.coverage.inject(match survival {
+        let row = match survival {
             Survival::Everything => Row::F29,
             Survival::Nothing => Row::F40,
             Survival::Subset if self.shape.profile.kind == MediumKind::Emulated => Row::F60,
             Survival::Subset => Row::F41,
-        });
-        if self.places[node].process.is_none() {
+        };
+        self.coverage.inject(row);
+        let place = &mut self.places[node];
+        place.deaths += 1;
+        place.died_of = Some(row);
+        if place.deaths == 3 {
             self.coverage.inject(Row::F33);
         }
     }
@@ -147,6 +160,7 @@ impl World {
         let done = self.places[node].medium.damage(kind, &mut self.random);
         if let Some(what) = done {
             self.coverage.inject(row);
+            self.places[node].died_of = Some(row);
             self.places[node].forgets = true;
             self.say(|| format!("damage at replica {}: {what}", node + 1));
         }
@@ -169,6 +183,19 @@ impl World {
     pub(crate) fn end(&mut self, index: usize) {
         let Item { fault, .. } = self.plan[index].clone();
         let hit = self.hit[index];
+        // The cluster went on meanwhile: that is what these faults must not prevent.
+        let went_on = self.checks.committed > self.committed_before[index];
+        let survived = match &fault {
+            Fault::Delay { .. } => Some(Row::F11),
+            Fault::Slow { .. } => Some(Row::F34),
+            Fault::Clock { milliseconds, .. } if *milliseconds < 0 => Some(Row::F36),
+            Fault::Clock { .. } => Some(Row::F35),
+            Fault::Crash { .. } if hit.is_some() => Some(Row::F27),
+            _ => None,
+        };
+        if let Some(row) = survived.filter(|_| went_on) {
+            self.coverage.observe(row);
+        }
         match fault {
             Fault::Crash { .. } => {
                 if let Some(node) = hit {
@@ -204,6 +231,11 @@ impl World {
             }
             Fault::SyncError { node } => self.replace_failed_log(node),
             Fault::Full { node } => {
+                let process = self.places[node].process.as_ref();
+                if process.is_some_and(|process| process.node.status().trouble.contains("no space"))
+                {
+                    self.coverage.observe(Row::F46);
+                }
                 self.places[node].medium.control().set_full(false);
                 self.wake(node);
             }

@@ -74,7 +74,7 @@ pub(crate) enum Partition {
 }
 
 /// How many kinds [`draw`] knows.
-pub(crate) const KINDS: usize = 22;
+pub(crate) const KINDS: usize = 23;
 
 /// Draws the faults of a run of this shape.
 #[must_use]
@@ -150,8 +150,17 @@ fn draw_kind(
             add(Fault::Partition { row, shape });
         }
         15 if nodes > 1 => {
-            let pairs = vec![(node, other)];
-            add(Fault::Clog { pairs, row: Row::F13 });
+            if random.chance(500_000) {
+                let pairs = vec![(node, other)];
+                return add(Fault::Clog { pairs, row: Row::F13 });
+            }
+            // One by one, and freed in another order.
+            let mut ends: Vec<u64> = (0..nodes as u64).map(|step| until + step * 10 * MS).collect();
+            random.shuffle(&mut ends);
+            for (step, until) in ends.into_iter().enumerate().filter(|(step, _)| *step != node) {
+                let fault = Fault::Clog { pairs: vec![(node, step), (step, node)], row: Row::F14 };
+                items.push(Item { at: at + step as u64 * 5 * MS, until, fault });
+            }
         }
         16 if nodes > 1 => {
             let period = random.between(shape.election_min / 2, shape.election_max * 2);
@@ -174,7 +183,29 @@ fn draw_kind(
             let milliseconds = random.pick(&[-3_600_000, -1_000, 1_000, 3_600_000]);
             add(Fault::Clock { node, milliseconds });
         }
+        22 if nodes > 1 => draw_storm(random, shape, at, items),
         _ => {}
+    }
+}
+
+/// One leader after the other is cut off or dies, about as soon as it leads: what was accepted under
+/// several ballots is then adopted under yet another one.
+fn draw_storm(random: &mut Random, shape: &Shape, begin: u64, items: &mut Vec<Item>) {
+    let mut at = begin;
+    for _ in 0..random.between(2, 8) {
+        let until = at + random.between(shape.election_min / 2, shape.election_max * 3);
+        let fault = if random.chance(400_000) && shape.profile.kind != MediumKind::Memory {
+            Fault::Crash { node: Who::Leader, survival: survival(random) }
+        } else {
+            let cut = Partition::Isolate {
+                node: Who::Leader,
+                sends: random.chance(800_000),
+                receives: random.chance(800_000),
+            };
+            Fault::Partition { row: Row::F02, shape: cut }
+        };
+        items.push(Item { at, until, fault });
+        at += random.between(shape.election_min / 2, shape.election_max * 2);
     }
 }
 

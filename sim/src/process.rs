@@ -1,6 +1,7 @@
 //! One replica's place in the world: its disk, which outlives it, and its process, which may not.
 
 use crate::checks::{Seen, Subject};
+use crate::coverage::Row;
 use crate::medium::SimMedium;
 use crate::shape::Shape;
 use crate::spy::Spy;
@@ -58,6 +59,13 @@ pub(crate) struct Place {
     /// What happens to unsynced bytes when its disk dies in the middle of a turn, and when it comes
     /// back then.
     pub(crate) death: Option<(crate::medium::Survival, u64)>,
+    /// An empty disk replaced one that votes had left from.
+    pub(crate) wiped: bool,
+    /// Its present process lost what it may have voted for: it must not vote.
+    pub(crate) forgot: bool,
+    /// How its last process died, and how often one did.
+    pub(crate) died_of: Option<Row>,
+    pub(crate) deaths: u32,
     /// Its log refused to open: it stays away, loudly.
     pub(crate) refused: bool,
 }
@@ -78,6 +86,10 @@ impl Place {
             told: (Ballot::ZERO, (Ballot::ZERO, Slot::ZERO)),
             forgets: false,
             death: None,
+            wiped: false,
+            forgot: false,
+            died_of: None,
+            deaths: 0,
             refused: false,
         }
     }
@@ -130,5 +142,9 @@ pub(crate) fn options(index: usize, shape: &Shape, seed: u64) -> NodeOptions {
     options.window_slots_max = shape.window_slots_max;
     options.window_bytes_max = shape.window_bytes_max;
     options.cache_bytes_max = shape.cache_bytes_max;
+    #[cfg(feature = "mutants")]
+    {
+        options.mutant = shape.mutant;
+    }
     options
 }

@@ -52,6 +52,16 @@ pub fn run(seed: u64, trace: bool) -> Outcome {
     run_plan(seed, shape, plan, trace)
 }
 
+/// Runs `seed` with a mistake built into all replicas.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn run_mutant(seed: u64, mutant: quorate_consensus::Mutant) -> Outcome {
+    let mut shape = Shape::draw(seed, plan::KINDS);
+    shape.mutant = Some(mutant);
+    let plan = plan::draw(seed, &shape);
+    run_plan(seed, shape, plan, false)
+}
+
 /// Runs the faults of `plan` on the shape and the chances of `seed`.
 #[must_use]
 pub(crate) fn run_plan(seed: u64, shape: Shape, plan: Vec<Item>, trace: bool) -> Outcome {
@@ -76,6 +86,14 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
     let net_hash = lock(&world.net).hash;
     let net_coverage = lock(&world.net).coverage.clone();
     world.coverage.add(&net_coverage);
+    for place in &world.places {
+        let Some(process) = &place.process else { continue };
+        let duplicates = process.node.status().counters.duplicates;
+        if duplicates > 0 {
+            world.coverage.inject(Row::F82);
+            world.coverage.observe(Row::F82);
+        }
+    }
     if world.clients.refused > 0 {
         world.coverage.inject(Row::F90);
         world.coverage.observe(Row::F90);

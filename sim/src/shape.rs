@@ -67,6 +67,9 @@ pub(crate) struct Shape {
     pub(crate) rates: Vec<u64>,
     /// How far each wall clock is off at first, in milliseconds.
     pub(crate) skews_ms: Vec<u64>,
+    /// A mistake built into all replicas.
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<quorate_consensus::Mutant>,
 }
 
 impl Shape {
@@ -76,6 +79,9 @@ impl Shape {
         let random = &mut Random::split(seed, 1);
         let nodes = random.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7]);
         let slow = random.chance(200_000);
+        // Nothing but liveness may depend on clocks; these still leave room for two heartbeats.
+        let rates =
+            random.pick(&[(999_900, 1_000_100), (950_000, 1_050_000), (650_000, 1_450_000)]);
         // Time-outs within the luck of a slow network would be a wrong configuration.
         let heartbeat = if slow { 25 } else { random.pick(&[5, 10, 25, 25]) } * MS;
         let election_min = heartbeat * random.between(4, 8);
@@ -114,7 +120,7 @@ impl Shape {
             cache_bytes_max: random.pick(&[1, 1 << 10, 16 << 10, 1 << 20]),
             turn_mean: random.pick(&[2_000, 20_000, 200_000]),
             clients: random.between(1, 3) as usize,
-            keys: random.between(6, 24) as u8,
+            keys: random.between(2, 8) as u8 * 3,
             think_mean: random.pick(&[MS, 5 * MS, 20 * MS]),
             reads_ppm: random.pick(&[100_000, 400_000, 700_000]),
             stale_ppm: random.pick(&[0, 200_000, 500_000]),
@@ -122,8 +128,10 @@ impl Shape {
             victims: all,
             kinds,
             faults: random.between(0, 24) as usize,
-            rates: (0..nodes).map(|_| random.between(950_000, 1_050_000)).collect(),
+            rates: (0..nodes).map(|_| random.between(rates.0, rates.1)).collect(),
             skews_ms: (0..nodes).map(|_| random.exponential(500)).collect(),
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::shape::{MS, Shape};
 use crate::spy::Spy;
 use crate::transport::{SharedNet, SimTransport, lock};
 use quorate_consensus::{Incarnation, Slot};
-use quorate_pmem_log::{MediumKind, SyncSteps};
+use quorate_pmem_log::{MediumKind, Recovered, SyncSteps};
 use quorate_replica::Node;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -103,6 +103,8 @@ pub(crate) struct World {
     pub(crate) core: Vec<usize>,
     /// Clients ask.
     pub(crate) asking: bool,
+    /// What was committed when each fault began.
+    pub(crate) committed_before: Vec<u64>,
     /// Faults in force, for those that hit whoever led: whom they hit.
     pub(crate) hit: Vec<Option<usize>>,
     pub(crate) random: Random,
@@ -121,6 +123,7 @@ impl World {
         let mut world = Self {
             clients: Clients::new(&shape, trace),
             hit: vec![None; plan.len()],
+            committed_before: vec![0; plan.len()],
             net: Arc::new(Mutex::new(net)),
             places,
             plan,
@@ -318,6 +321,7 @@ impl World {
             let (survival, back_at) =
                 self.places[node].death.take().unwrap_or((Survival::Subset, self.now + MS));
             self.say(|| format!("replica {} dies in the middle of a turn", node + 1));
+            self.coverage.observe(Row::F39);
             self.crash(node, survival);
             self.schedule(back_at.max(self.now + 1), Happening::Restart(node));
             return;
@@ -340,6 +344,7 @@ impl World {
         let core = subject.core;
         let state = core.commit_slot().0 << 20 ^ core.promised().pack() ^ subject.digest;
         self.hash = mix(self.hash ^ mix(state ^ self.now << 8 ^ node as u64));
+        let forgot = self.places[node].forgot && core.votes();
         let dead = self.places[node].medium.control().is_dead();
         let life = subject.life;
         let Some(process) = &self.places[node].process else { return };
@@ -357,6 +362,9 @@ impl World {
         }
         if let Err(what) = checked {
             self.fail(format!("{what} (replica {}, life {life})", node + 1));
+        }
+        if forgot {
+            self.fail(format!("amnesia: replica {} lost votes and votes (life {life})", node + 1));
         }
         let wrong = lock(&self.ledger).violation.clone();
         if let Some(what) = wrong {
@@ -515,15 +523,35 @@ impl World {
                 return self.fail(format!("{what} (replica {}, restarted)", node + 1));
             }
         }
+        self.note_return(node, &recovered);
         let (first, last) = (recovered.first_slot, recovered.last_slot);
         self.start(node, log, recovered, steps, first, last);
+    }
+
+    /// The replica survived what it died of, if its disk gave something back.
+    fn note_return(&mut self, node: usize, recovered: &Recovered) {
+        let place = &mut self.places[node];
+        place.forgot = place.wiped || !recovered.damaged.is_empty() || !recovered.promise_certain;
+        let Some(row) = place.died_of.take() else { return };
+        let damaged = !recovered.damaged.is_empty() || !recovered.promise_certain;
+        let seen = match row {
+            Row::F47 | Row::F50 | Row::F51 => damaged,
+            Row::F58 => recovered.last_slot == Slot::ZERO,
+            _ => recovered.last_slot > Slot::ZERO,
+        };
+        if place.deaths >= 3 {
+            self.coverage.observe(Row::F33);
+        }
+        if seen {
+            self.coverage.observe(row);
+        }
     }
 
     fn start(
         &mut self,
         node: usize,
         log: quorate_pmem_log::Log,
-        recovered: quorate_pmem_log::Recovered,
+        recovered: Recovered,
         steps: SyncSteps,
         first: Slot,
         last: Slot,
