@@ -8,11 +8,15 @@ use crate::metrics;
 use crate::resp;
 use anyhow::{Context, Result, bail};
 use quorate::{NodeId, Replica};
+use std::io;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 /// Threads of the front end, where the configuration leaves it to us.
 const THREADS_MAX: usize = 4;
+/// Connections that wait to be accepted: beyond it the kernel drops a client's first packet, and the
+/// client tries again only after a second. The kernel's own limit (`somaxconn`) is 4096 by default.
+const BACKLOG: u32 = 4096;
 
 /// Runs the replica that `config` describes.
 ///
@@ -38,7 +42,7 @@ async fn run(config: &Config, stop_with_stdin: bool) -> Result<()> {
     };
     // The ports come first: a replica that cannot serve clients should not join its cluster.
     let address = config.client.listen.as_ref().unwrap_or(&own.client);
-    let listener = TcpListener::bind(address).await.with_context(|| {
+    let listener = listen(address).await.with_context(|| {
         format!(
             "cannot listen for clients on {address}: choose another client address or port, or \
                  stop what uses it"
@@ -77,6 +81,21 @@ async fn run(config: &Config, stop_with_stdin: bool) -> Result<()> {
     // The thread is joined off the runtime's back: it ends within a turn.
     tokio::task::spawn_blocking(move || replica.stop()).await.context("the replica panicked")?;
     Ok(())
+}
+
+/// Listens with a queue that takes the clients of a whole machine at once.
+async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut failure = io::Error::other("the name has no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A port whose last owner has just died is free.
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 fn start_replica(config: &Config, machine: KvMachine) -> Result<Replica> {
