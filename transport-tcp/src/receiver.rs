@@ -231,11 +231,6 @@ impl Receiver {
             (Kind::Write, Lane::Data) => {
                 self.count(header.number)?;
                 around.regions.admit(self.peer, header.region, header.offset, length)?;
-                if !self.hinted.contains(&header.region) {
-                    self.hinted.push(header.region);
-                    let (peer, region) = (self.peer, header.region);
-                    around.events.push(Event::Written { peer, region });
-                }
                 let (region, offset, rest) = (header.region, header.offset, length);
                 self.current = Some(Current::Write { region, offset, rest });
             }
@@ -299,7 +294,16 @@ impl Receiver {
     /// Ends the current payload if all of it is there.
     fn finish(&mut self, around: &mut Surroundings<'_>) -> Result<bool, ReceiveError> {
         match self.current.take() {
-            Some(Current::Write { rest: 0, .. }) => self.applied = self.number,
+            Some(Current::Write { rest: 0, region, .. }) => {
+                self.applied = self.number;
+                // The hint comes with the last byte, which may be polls after the first: who looks
+                // at the first and finds nothing whole must be told to look again.
+                if !self.hinted.contains(&region) {
+                    self.hinted.push(region);
+                    let peer = self.peer;
+                    around.events.push(Event::Written { peer, region });
+                }
+            }
             Some(Current::Message { bytes, filled }) if filled == bytes.len() => {
                 let (peer, message) = (self.peer, Bytes::from(bytes));
                 around.events.push(Event::Control { peer, message });
