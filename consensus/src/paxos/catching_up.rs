@@ -91,7 +91,12 @@ impl Paxos {
             .peers
             .iter()
             .filter(|peer| peer.row.commit_slot > self.commit_slot && self.hears(peer, within));
-        able.min_by_key(|peer| (Some(peer.node) == not, Some(peer.node) == leader, peer.node))
+        // After one that did not answer the others are asked in turn, the leader too: two followers
+        // with failed disks must not be asked alternately for ever.
+        let turn =
+            |node: NodeId| not.map_or(node.0, |not| node.0.wrapping_sub(not.0).wrapping_sub(1));
+        let spared = |node: NodeId| not.is_none() && Some(node) == leader;
+        able.min_by_key(|peer| (Some(peer.node) == not, spared(peer.node), turn(peer.node)))
             .map(|peer| peer.node)
     }
 
