@@ -296,7 +296,7 @@ fn damaged_checkpoint_is_refused_and_never_panics() {
 fn checkpoint_with_numbers_that_no_store_has_is_refused() {
     let varint = |number: u64| {
         let mut out = BytesMut::new();
-        super::frame::put_varint(&mut out, number);
+        put_varint(&mut out, number);
         out.to_vec()
     };
     let worn = [&b"QKVIMG01"[..], &varint(5), &varint(u64::MAX), &varint(0)].concat();
