@@ -17,8 +17,6 @@ pub(crate) const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 /// Positions and slots that a log states are below this, so that no sum of a few of them overflows.
 /// At a gigabyte a second it takes a century to get there.
 pub(crate) const STATED_MAX: u64 = 1 << 62;
-/// So is the number of an opening: the same for 32 bits.
-pub(crate) const EPOCH_MAX: u32 = 1 << 31;
 
 const RECORD_MAGIC: [u8; 4] = *b"QREC";
 const SEGMENT_MAGIC: [u8; 8] = *b"QLOGSEG\0";
@@ -166,10 +164,7 @@ impl Header {
     /// Whether the fields agree with each other: what a checksum does not tell when it was computed
     /// over nonsense.
     fn can_stand_at(&self, position: u64) -> bool {
-        self.durable <= position
-            && self.slot.0 < STATED_MAX
-            && self.commit_slot.0 < STATED_MAX
-            && self.epoch < EPOCH_MAX
+        self.durable <= position && self.slot.0 < STATED_MAX && self.commit_slot.0 < STATED_MAX
     }
 
     /// A cheap test before [`Header::decode`]: most places of a damaged range fail it.
@@ -273,7 +268,6 @@ mod tests {
             Header { durable: u64::MAX, ..header() },
             Header { slot: Slot(u64::MAX), ..header() },
             Header { commit_slot: Slot(STATED_MAX), ..header() },
-            Header { epoch: u32::MAX, ..header() },
         ];
         for header in refused {
             let bytes = header.encode(&GEOMETRY, position);

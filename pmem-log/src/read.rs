@@ -4,6 +4,7 @@ use crate::error::LogError;
 use crate::format::{HEADER_BYTES, Header, Kind};
 use crate::index::Place;
 use crate::log::Log;
+use crate::scan::read_what_is_there;
 use bytes::Bytes;
 use quorate_consensus::{Entry, Slot, Value};
 
@@ -154,14 +155,14 @@ impl Reader<'_> {
                 return Ok(());
             }
         }
-        self.area(number, |area| area.read(offset, into))
+        self.area(number, |area| read_what_is_there(area, offset, into))
     }
 
     fn load(&mut self, number: u64, offset: u64, length: usize) -> Result<(), LogError> {
         let room = self.log.geometry.segment_bytes - offset;
         let mut window = std::mem::take(&mut self.window);
         window.resize(length.min(usize::try_from(room).unwrap_or(usize::MAX)), 0);
-        self.area(number, |area| area.read(offset, &mut window))?;
+        self.area(number, |area| read_what_is_there(area, offset, &mut window))?;
         self.window = window;
         Ok(())
     }

@@ -185,9 +185,14 @@ fn settle(
     segments: &mut Vec<Present>,
     tail: &Tail,
 ) -> Result<(), OpenError> {
-    while let Some(last) =
-        segments.pop_if(|last| tail.last_segment.is_none_or(|kept| last.number > kept))
-    {
+    // A short file is not written to again. If nothing in it counts, it goes, and a whole one takes
+    // its place: left empty between two others, it would look like the end of the log.
+    let is_void = |last: &mut Present| {
+        let start = geometry.position(last.number, 0);
+        tail.last_segment.is_none_or(|kept| last.number > kept)
+            || (tail.end <= start && last.area.bytes() != geometry.segment_bytes)
+    };
+    while let Some(last) = segments.pop_if(is_void) {
         let name = segment_name(last.number);
         medium.remove(&name).map_err(|source| refused(medium, "remove", &name, source))?;
     }
@@ -255,7 +260,7 @@ impl Found {
         let (epoch, identity) = {
             let mut store = keeper.superblock();
             let now = &mut store.current;
-            now.epoch = now.epoch.max(self.tail.epoch) + 1;
+            now.epoch = now.epoch.max(self.tail.epoch).saturating_add(1);
             now.opened_at = end;
             now.durable = end;
             let identity = now.identity();

@@ -143,8 +143,7 @@ impl Scanner<'_> {
             Some(header) => self.bridge(header.previous_end, "a part of the log is missing"),
             None if self.superblock.durable > start
                 || self.proof_in_buffer(number, 0, 0)
-                || self.later_proof(index, start)?
-                || self.is_followed(index)? =>
+                || self.later_proof(index, start)? =>
             {
                 let to = start + HEADER_BYTES as u64;
                 let what = "the segment's header is damaged";
@@ -319,17 +318,6 @@ impl Scanner<'_> {
         Ok(false)
     }
 
-    /// Whether a later segment has its header. The header of this one was durable before that was
-    /// written, even if nothing else in it ever was: a short file is closed without another record.
-    fn is_followed(&self, index: usize) -> io::Result<bool> {
-        for next in &self.segments[index + 1..] {
-            if starts(next, &self.geometry)?[0].is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// How far an attempt reaches behind the end. In a recycled segment only headers can tell an
     /// attempt from old bytes; in a fresh one every byte that is not zero can. What the last
     /// opening judged already is not reported again.
@@ -396,9 +384,9 @@ fn written_end(buffer: &[u8], from: u64) -> u64 {
 /// What a segment says about the end of the one before: by its header and by its first record.
 fn starts(segment: &Present, geometry: &Geometry) -> io::Result<[Option<u64>; 2]> {
     let mut bytes = [0; HEADER_BYTES];
-    read_what_is_there(segment, 0, &mut bytes)?;
+    read_what_is_there(segment.area.as_ref(), 0, &mut bytes)?;
     let own = SegmentHeader::decode(&bytes, geometry, segment.number);
-    read_what_is_there(segment, geometry.first_offset(), &mut bytes)?;
+    read_what_is_there(segment.area.as_ref(), geometry.first_offset(), &mut bytes)?;
     let position = geometry.position(segment.number, geometry.first_offset());
     let first = Header::decode(&bytes, geometry, position);
     Ok([own.map(|header| header.previous_end), first.map(|header| header.durable)])
@@ -407,12 +395,13 @@ fn starts(segment: &Present, geometry: &Geometry) -> io::Result<[Option<u64>; 2]
 /// The whole segment; what a shortened file lacks reads as zeros.
 fn load(segment: &Present, segment_bytes: u64) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; segment_bytes as usize];
-    read_what_is_there(segment, 0, &mut buffer)?;
+    read_what_is_there(segment.area.as_ref(), 0, &mut buffer)?;
     Ok(buffer)
 }
 
-fn read_what_is_there(segment: &Present, offset: u64, into: &mut [u8]) -> io::Result<()> {
-    let there = segment.area.bytes().saturating_sub(offset).min(into.len() as u64) as usize;
+/// Reads a segment, or a file that should be one: what it lacks reads as zeros.
+pub(crate) fn read_what_is_there(area: &dyn Area, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let there = area.bytes().saturating_sub(offset).min(into.len() as u64) as usize;
     into[there..].fill(0);
-    if there == 0 { Ok(()) } else { segment.area.read(offset, &mut into[..there]) }
+    if there == 0 { Ok(()) } else { area.read(offset, &mut into[..there]) }
 }

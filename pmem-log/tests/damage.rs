@@ -46,23 +46,33 @@ fn what_is_appended_behind_a_cut_tail_is_read_and_not_what_was_cut() {
 
 #[test]
 fn records_behind_a_short_segment_without_a_header_survive_another_opening() {
-    let medium = SimMedium::new(DIRECT);
-    let (mut log, _) = open(&medium).unwrap();
-    append(&mut log, 1, 1, 41);
-    log.flush().unwrap();
-    let crashed = medium.copy();
-    let area = crashed.area(FIRST_SEGMENT);
-    area.tamper(|bytes| bytes[0] ^= 1);
-    area.shorten(136);
-    let (mut log, recovered) = open(&crashed).unwrap();
-    assert_eq!(recovered.last_slot, Slot::ZERO, "its only record is torn");
-    for slot in 1..=3 {
-        append(&mut log, slot, 1, 40);
+    // In the first segment, and in one that follows another.
+    for before in [0, 5] {
+        let medium = SimMedium::new(DIRECT);
+        let (mut log, _) = open(&medium).unwrap();
+        for slot in 1..=before {
+            append(&mut log, slot, 1, SEGMENT as usize / 5 - 100);
+            log.flush().unwrap();
+        }
+        append(&mut log, before + 1, 1, 3000);
+        log.flush().unwrap();
+        let crashed = medium.copy();
+        let names = crashed.segment_names();
+        assert_eq!(names.len(), if before == 0 { 1 } else { 2 });
+        let area = crashed.area(names.last().unwrap());
+        area.tamper(|bytes| bytes[0] ^= 1);
+        area.shorten(136);
+        let (mut log, recovered) = open(&crashed).unwrap();
+        assert_eq!(recovered.last_slot, Slot(before), "the record in it is torn");
+        for slot in before + 1..before + 4 {
+            append(&mut log, slot, 2, 40);
+        }
+        log.flush().unwrap();
+        let (log, recovered) = open(&crashed.copy()).unwrap();
+        assert_eq!(recovered.last_slot, Slot(before + 3), "{recovered:?}");
+        assert_eq!(read_all(&log, before + 1).len(), 3);
+        assert_eq!(recovered.promised.round, 2);
     }
-    log.flush().unwrap();
-    let (log, recovered) = open(&crashed.copy()).unwrap();
-    assert_eq!(read_all(&log, 1).len(), 3, "{recovered:?}");
-    assert_eq!(recovered.promised.round, 1);
 }
 
 #[test]
@@ -96,4 +106,19 @@ fn a_promise_lost_in_front_of_a_torn_record_is_not_called_certain() {
     let (_, recovered) = open(&crashed).unwrap();
     assert!(!recovered.promise_certain, "the promise of round 5 was durable: {recovered:?}");
     assert!(!recovered.damaged.is_empty());
+}
+
+#[test]
+fn a_record_that_lacks_only_zeros_at_the_end_of_a_short_file_is_read_as_it_was_recovered() {
+    let medium = SimMedium::new(DIRECT);
+    let (mut log, _) = open(&medium).unwrap();
+    append(&mut log, 1, 1, 40);
+    append(&mut log, 2, 1, 0);
+    log.flush().unwrap();
+    let crashed = medium.copy();
+    // The last bytes of the header are the upper half of the epoch.
+    crashed.area(FIRST_SEGMENT).shorten(offset_after(&[40, 0]) - 2);
+    let (log, recovered) = open(&crashed).unwrap();
+    assert_eq!((recovered.last_slot, recovered.damaged.len()), (Slot(2), 0));
+    assert_eq!(read_all(&log, 1), [entry(1, 1, 40), entry(2, 1, 0)]);
 }

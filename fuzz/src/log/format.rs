@@ -105,7 +105,7 @@ pub(super) fn proof(image: &Image) -> u64 {
     let begun = image.iter().filter_map(|(name, bytes)| {
         let position = number(name)?.checked_mul(SEGMENT_BYTES)?;
         let whole = bytes.len() >= HEADER_BYTES
-            && bytes.starts_with(b"QLOGSEG\0")
+            && bytes.starts_with(b"QLOGSEG\0\x01\0\0\0")
             && u32_at(bytes, 12) == checksum(position, &bytes[16..HEADER_BYTES]);
         whole.then(|| u64_at(bytes, 24))
     });
