@@ -89,8 +89,9 @@ pub enum Event {
         /// The message.
         message: Bytes,
     },
-    /// A hint: `region` was written by `peer`. A transport that cannot tell (verbs) sends none,
-    /// and says so by [`Transport::hints`].
+    /// A hint: `region` was written by `peer`. It may come while a write is still landing, and comes
+    /// in any case with or after its last byte: whoever looks at each hint misses nothing. A
+    /// transport that cannot tell (verbs) sends none, and says so by [`Transport::hints`].
     Written {
         /// By whom.
         peer: NodeId,

@@ -259,8 +259,7 @@ impl Node {
             // A log without room takes nothing more in: the ring fills, the leader stops.
             let look = lanes.inbox_hint || !hints || lanes.ring_reader.suspicious();
             if look && !self.log_full {
-                // The hint stays: it may have told of a write's first bytes, and nothing tells of
-                // the last ones. A look in vain is a copy of one cache line.
+                lanes.inbox_hint = false;
                 loop {
                     let failure =
                         match lanes.ring_reader.poll(self.transport.as_ref(), &mut self.accept) {

@@ -101,6 +101,31 @@ fn frames(lane: Lane, payloads: &[(usize, usize)]) -> (Vec<u8>, Vec<u8>, Vec<Vec
     (stream, region, messages)
 }
 
+#[test]
+fn a_write_that_arrives_over_many_polls_is_told_of_with_its_last_byte() {
+    let (bytes, expected, _) = frames(Lane::Data, &[(64, 50_000)]);
+    let mut regions = regions();
+    let mut stream = Pieces { bytes: &bytes, lengths: [997].iter().cycle(), pause: false };
+    let mut receiver = Receiver::new(B, Lane::Data, LIFE);
+    let mut statistics = Statistics::default();
+    let mut polls = 0;
+    while receiver.applied() == 0 {
+        let mut events = Vec::new();
+        let mut around = Surroundings {
+            regions: &mut regions,
+            events: &mut events,
+            statistics: &mut statistics,
+            sent: 0,
+        };
+        receiver.receive(&mut stream, false, &mut around).unwrap();
+        polls += 1;
+        let told = events.contains(&Event::Written { peer: B, region: GRANTED });
+        assert_eq!(told, receiver.applied() == 1, "poll {polls}: {events:?}");
+    }
+    assert!(polls > 10, "only {polls} polls: nothing was cut");
+    assert_eq!(content(&regions, GRANTED), expected);
+}
+
 fn payloads() -> impl Strategy<Value = Vec<(usize, usize)>> {
     let lengths = prop_oneof![0usize..200, 0usize..100_000];
     prop::collection::vec((0usize..1000, lengths), 1..8)
