@@ -147,6 +147,9 @@ pub enum SessionCommand {
         session: u64,
         /// Its owner.
         owner: u16,
+        /// It is closed when replicated time has gone on for so many milliseconds without a group
+        /// of its own; 0 for never.
+        idle_ms: u64,
     },
     /// Closes a session: what it may retry is forgotten.
     Close {
@@ -159,11 +162,15 @@ impl SessionCommand {
     /// Appends the command as an item of a group.
     pub fn encode(&self, out: &mut BytesMut) {
         match *self {
-            Self::Open { session, owner } => {
-                out.put_u8(11);
-                out.put_u8(1);
+            Self::Open { session, owner, idle_ms } => {
+                let forever = idle_ms == 0;
+                out.put_u8(if forever { 11 } else { 19 });
+                out.put_u8(if forever { 1 } else { 3 });
                 out.put_u64_le(session);
                 out.put_u16_le(owner);
+                if !forever {
+                    out.put_u64_le(idle_ms);
+                }
             }
             Self::Close { session } => {
                 out.put_u8(9);
@@ -179,7 +186,13 @@ impl SessionCommand {
         match (item.first()?, item.len()) {
             (1, 11) => {
                 item.advance(1);
-                Some(Self::Open { session: item.get_u64_le(), owner: item.get_u16_le() })
+                let (session, owner) = (item.get_u64_le(), item.get_u16_le());
+                Some(Self::Open { session, owner, idle_ms: 0 })
+            }
+            (3, 19) => {
+                item.advance(1);
+                let (session, owner) = (item.get_u64_le(), item.get_u16_le());
+                Some(Self::Open { session, owner, idle_ms: item.get_u64_le() })
             }
             (2, 9) => {
                 item.advance(1);
@@ -239,9 +252,11 @@ mod tests {
 
     #[test]
     fn session_commands_survive_the_wire() {
-        for command in
-            [SessionCommand::Open { session: 9, owner: 3 }, SessionCommand::Close { session: 4 }]
-        {
+        for command in [
+            SessionCommand::Open { session: 9, owner: 3, idle_ms: 0 },
+            SessionCommand::Open { session: 9, owner: 0, idle_ms: 60_000 },
+            SessionCommand::Close { session: 4 },
+        ] {
             let mut out = BytesMut::new();
             command.encode(&mut out);
             let mut bytes = &out[..];

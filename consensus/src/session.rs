@@ -49,6 +49,9 @@ struct Session {
     owner: u16,
     next_sequence: u64,
     last_used: Slot,
+    last_used_ms: u64,
+    /// 0 for a session that does not expire.
+    idle_ms: u64,
     outcomes: VecDeque<Outcomes>,
 }
 
@@ -56,6 +59,10 @@ struct Session {
 #[derive(Clone, Debug, Default)]
 pub struct SessionTable {
     sessions: BTreeMap<u64, Session>,
+    /// Replicated time.
+    now_ms: u64,
+    /// No session expires before; 0 if none does ever.
+    expires_ms: u64,
 }
 
 impl SessionTable {
@@ -83,18 +90,41 @@ impl SessionTable {
         self.sessions.get(&session).map(|session| session.next_sequence)
     }
 
+    /// Replicated time is `now_ms`: closes the sessions whose time is over, and returns how many.
+    /// Called with the stamp of each batch, before its commands: all replicas close the same ones
+    /// at the same slot.
+    pub fn advance(&mut self, now_ms: u64) -> usize {
+        self.now_ms = self.now_ms.max(now_ms);
+        if self.expires_ms == 0 || self.now_ms < self.expires_ms {
+            return 0;
+        }
+        let before = self.sessions.len();
+        let now = self.now_ms;
+        self.sessions.retain(|_, session| session.expires_ms().is_none_or(|at| at > now));
+        let next = self.sessions.values().filter_map(Session::expires_ms).min();
+        self.expires_ms = next.unwrap_or(0);
+        before - self.sessions.len()
+    }
+
     /// Carries out a command of the control session.
     pub fn control(&mut self, slot: Slot, command: SessionCommand) {
         match command {
-            SessionCommand::Open { session, owner } => self.open(slot, session, owner),
+            SessionCommand::Open { session, owner, idle_ms } => {
+                self.open(slot, session, owner, idle_ms);
+            }
             SessionCommand::Close { session } => {
                 self.sessions.remove(&session);
             }
         }
     }
 
-    fn open(&mut self, slot: Slot, number: u64, owner: u16) {
-        if number == 0 || self.sessions.contains_key(&number) {
+    fn open(&mut self, slot: Slot, number: u64, owner: u16, idle_ms: u64) {
+        if number == 0 {
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(&number) {
+            session.last_used = slot;
+            session.last_used_ms = self.now_ms;
             return;
         }
         if owner != 0 {
@@ -107,8 +137,17 @@ impl SessionTable {
                 self.sessions.remove(&oldest);
             }
         }
-        let session =
-            Session { owner, next_sequence: 1, last_used: slot, outcomes: VecDeque::new() };
+        let session = Session {
+            owner,
+            next_sequence: 1,
+            last_used: slot,
+            last_used_ms: self.now_ms,
+            idle_ms,
+            outcomes: VecDeque::new(),
+        };
+        if let Some(at) = session.expires_ms() {
+            self.expires_ms = if self.expires_ms == 0 { at } else { self.expires_ms.min(at) };
+        }
         self.sessions.insert(number, session);
     }
 
@@ -118,6 +157,7 @@ impl SessionTable {
             return Admission::NoSession;
         };
         session.last_used = slot;
+        session.last_used_ms = self.now_ms;
         session.forget_below(group.acknowledged_below);
         // No session counts so far: a group that claims to be there is a gap.
         let end = group.first_sequence.saturating_add(u64::from(group.count));
@@ -163,6 +203,11 @@ impl SessionTable {
 }
 
 impl Session {
+    /// When it expires if nothing of it comes before; none for never.
+    fn expires_ms(&self) -> Option<u64> {
+        (self.idle_ms > 0).then(|| self.last_used_ms.saturating_add(self.idle_ms))
+    }
+
     fn forget_below(&mut self, sequence: u64) {
         while let Some(front) = self.outcomes.front() {
             if front.first + u64::from(front.count) > sequence {
@@ -193,7 +238,7 @@ mod tests {
 
     fn table() -> SessionTable {
         let mut table = SessionTable::new();
-        table.control(Slot(1), SessionCommand::Open { session: 5, owner: 1 });
+        table.control(Slot(1), SessionCommand::Open { session: 5, owner: 1, idle_ms: 0 });
         table
     }
 
@@ -235,13 +280,13 @@ mod tests {
     #[test]
     fn a_new_life_of_a_front_end_closes_the_session_of_the_old_one() {
         let mut table = table();
-        table.control(Slot(2), SessionCommand::Open { session: 6, owner: 1 });
+        table.control(Slot(2), SessionCommand::Open { session: 6, owner: 1, idle_ms: 0 });
         assert_eq!(table.admit(Slot(3), &group(5, 1, 1)), Admission::NoSession);
         assert_eq!(table.admit(Slot(3), &group(6, 1, 1)), Admission::Apply { known: 0 });
         // A late copy of the first Open does not bring it back over the newer one for long, and
         // opening an open session changes nothing.
         table.record(6, 1, 1, replies(&["y"]));
-        table.control(Slot(4), SessionCommand::Open { session: 6, owner: 1 });
+        table.control(Slot(4), SessionCommand::Open { session: 6, owner: 1, idle_ms: 0 });
         assert_eq!(table.admit(Slot(5), &group(6, 1, 1)), Admission::Duplicate);
     }
 
@@ -249,10 +294,33 @@ mod tests {
     fn the_table_is_bounded_and_the_longest_unused_goes() {
         let mut table = SessionTable::new();
         for number in 1..=SESSIONS_MAX as u64 + 1 {
-            table.control(Slot(number), SessionCommand::Open { session: number, owner: 0 });
+            table.control(
+                Slot(number),
+                SessionCommand::Open { session: number, owner: 0, idle_ms: 0 },
+            );
         }
         assert_eq!(table.len(), SESSIONS_MAX);
         assert_eq!(table.next_sequence(1), None);
         assert_eq!(table.next_sequence(2), Some(1));
+    }
+
+    #[test]
+    fn an_idle_session_is_closed_by_replicated_time_and_a_used_one_is_not() {
+        let mut table = table();
+        table.advance(1_000);
+        let open = |session| SessionCommand::Open { session, owner: 0, idle_ms: 500 };
+        table.control(Slot(2), open(7));
+        table.control(Slot(2), open(8));
+        assert_eq!(table.advance(1_400), 0);
+        assert_eq!(table.admit(Slot(3), &group(8, 1, 1)), Admission::Apply { known: 0 });
+        assert_eq!(table.advance(1_499), 0);
+        assert_eq!(table.advance(1_500), 1, "seven was idle for half a second");
+        assert_eq!(table.admit(Slot(4), &group(7, 1, 1)), Admission::NoSession);
+        assert_eq!(table.advance(1_899), 0, "eight was used at 1400");
+        table.control(Slot(5), open(8));
+        assert_eq!(table.advance(1_900), 0, "opening it again is a sign of life");
+        assert_eq!(table.advance(2_399), 1);
+        assert_eq!(table.advance(1 << 50), 0, "five has no limit");
+        assert_eq!(table.len(), 1);
     }
 }

@@ -106,7 +106,8 @@ impl Origin {
                 length: 12,
             };
             header.encode(out);
-            SessionCommand::Open { session: self.session, owner: self.owner }.encode(out);
+            SessionCommand::Open { session: self.session, owner: self.owner, idle_ms: 0 }
+                .encode(out);
             debug_assert_eq!(out.len() - start, GROUP_HEADER_BYTES + 12);
             return (0, 1);
         }

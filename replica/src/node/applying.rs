@@ -74,6 +74,7 @@ impl Node {
         let stamp = bytes.get_u64_le();
         if stamp > self.time_ms {
             self.time_ms = stamp;
+            self.sessions.advance(stamp);
             self.machine.advance(stamp);
         }
         while let Some(group) = take_group(&mut bytes) {
