@@ -60,6 +60,8 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Source>) -> Result<(), St
                 collect(root, &path, found)?;
             }
         } else if kind.is_file()
+            // In a second work tree of a repository this is a file, and no source.
+            && name != ".git"
             && let Ok(text) = fs::read_to_string(&path)
         {
             let relative = path.strip_prefix(root).unwrap_or(&path);
