@@ -31,8 +31,7 @@ struct Arguments {
     /// Run the seeds of this file too, one a line, with their stories behind `#`.
     #[arg(long)]
     regressions: Option<std::path::PathBuf>,
-    /// Build each known mistake into the protocol and see after how many seeds it is found. Needs
-    /// `--features mutants`.
+    /// Build each known mistake into the protocol and see after how many seeds it is found.
     #[arg(long)]
     mutants: bool,
     /// The seed at which the search for each mistake begins.
@@ -41,7 +40,6 @@ struct Arguments {
 }
 
 /// A mistake that this many seeds do not show is not found.
-#[cfg(feature = "mutants")]
 const MUTANT_SEEDS_MAX: u64 = 1_000;
 
 /// Trace lines shown of a failure.
@@ -92,14 +90,6 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
     Ok(many(&seeds, &fresh, deadline, arguments.jobs.max(1)))
 }
 
-#[cfg(not(feature = "mutants"))]
-fn mutants(_from: u64) -> Result<bool, String> {
-    Err("the mistakes are not built in: cargo run --release -p quorate-sim --features mutants -- \
-         --mutants"
-        .into())
-}
-
-#[cfg(feature = "mutants")]
 fn mutants(from: u64) -> Result<bool, String> {
     let mut all_found = true;
     println!("{:<26} {:>6}  by", "mistake", "seeds");

@@ -34,9 +34,7 @@ mod transport;
 mod world;
 
 pub use coverage::{Coverage, Row};
-#[cfg(feature = "mutants")]
 pub use quorate_consensus::Mutant;
-#[cfg(feature = "mutants")]
 pub use run::run_mutant;
 pub use run::{Outcome, run};
 pub use shrink::shrink;

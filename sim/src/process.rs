@@ -142,9 +142,6 @@ pub(crate) fn options(index: usize, shape: &Shape, seed: u64) -> NodeOptions {
     options.window_slots_max = shape.window_slots_max;
     options.window_bytes_max = shape.window_bytes_max;
     options.cache_bytes_max = shape.cache_bytes_max;
-    #[cfg(feature = "mutants")]
-    {
-        options.mutant = shape.mutant;
-    }
+    options.mutant = shape.mutant;
     options
 }

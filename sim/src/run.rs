@@ -53,7 +53,6 @@ pub fn run(seed: u64, trace: bool) -> Outcome {
 }
 
 /// Runs `seed` with a mistake built into all replicas.
-#[cfg(feature = "mutants")]
 #[must_use]
 pub fn run_mutant(seed: u64, mutant: quorate_consensus::Mutant) -> Outcome {
     let mut shape = Shape::draw(seed, plan::KINDS);

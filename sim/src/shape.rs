@@ -68,7 +68,6 @@ pub(crate) struct Shape {
     /// How far each wall clock is off at first, in milliseconds.
     pub(crate) skews_ms: Vec<u64>,
     /// A mistake built into all replicas.
-    #[cfg(feature = "mutants")]
     pub(crate) mutant: Option<quorate_consensus::Mutant>,
 }
 
@@ -130,7 +129,6 @@ impl Shape {
             faults: random.between(0, 24) as usize,
             rates: (0..nodes).map(|_| random.between(rates.0, rates.1)).collect(),
             skews_ms: (0..nodes).map(|_| random.exponential(500)).collect(),
-            #[cfg(feature = "mutants")]
             mutant: None,
         }
     }

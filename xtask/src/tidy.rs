@@ -39,6 +39,9 @@ const IMPURE: [(&str, &str); 12] = [
     ("RandomState", "randomness comes in as a seed"),
 ];
 
+/// Crates that the simulator compiles once more, from `sim/code`.
+const SIMULATED: [&str; 4] = ["consensus", "pmem-log", "replica", "transport"];
+
 /// The crate that builds without the standard library.
 const NO_STD_ROOT: &str = "consensus/src/lib.rs";
 
@@ -67,7 +70,35 @@ pub(crate) fn run() -> Result<Report, String> {
     if !sources.iter().any(|source| source.path == NO_STD_ROOT) {
         report.fault(format!("{NO_STD_ROOT} is not there: the rules for it check nothing"));
     }
+    for name in SIMULATED {
+        let text = |path: String| sources.iter().find(|source| source.path == path);
+        let product = text(format!("{name}/Cargo.toml"));
+        let again = text(format!("sim/code/{name}/Cargo.toml"));
+        match (product, again) {
+            (Some(product), Some(again)) => same_dependencies(product, again, &mut report),
+            _ => report.fault(format!("sim/code/{name} does not stand beside {name}")),
+        }
+    }
     Ok(report)
+}
+
+/// What the simulator compiles once more depends on the same crates as the product.
+fn same_dependencies(product: &Source, again: &Source, report: &mut Report) {
+    let (ours, theirs) = (dependencies(&product.text), dependencies(&again.text));
+    for name in ours.iter().filter(|name| !theirs.contains(name)) {
+        report.fault(format!("{}: `{name}` of {} is missing", again.path, product.path));
+    }
+    for name in theirs.iter().filter(|name| !ours.contains(name)) {
+        report.fault(format!("{}: {} has no `{name}`", again.path, product.path));
+    }
+}
+
+/// The names in `[dependencies]` of a manifest.
+fn dependencies(manifest: &str) -> Vec<&str> {
+    let lines = manifest.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    let names = lines.filter_map(|line| line.split(['.', '=', ' ']).next());
+    names.filter(|name| !name.is_empty() && !name.starts_with('#')).collect()
 }
 
 fn check(source: &Source, report: &mut Report) {
@@ -260,6 +291,23 @@ mod tests {
         assert_eq!(faults("consensus/src/a.rs", "#[cfg(test)]\nuse x::HashMap;"), [""; 0]);
         assert_eq!(faults("consensus/src/a/tests.rs", "use x::HashMap;"), [""; 0]);
         assert_eq!(faults("replica/src/a.rs", "let now = Instant::now();"), [""; 0]);
+    }
+
+    #[test]
+    fn a_dependency_that_the_simulator_does_not_know_is_a_fault() {
+        let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
+        let product =
+            source("a/Cargo.toml", "[dependencies]\nx.workspace = true\ny = \"1\"\n\n[lints]\nz");
+        let same =
+            source("b", "[dependencies]\n# why\ny.workspace = true\nx = { package = \"x2\" }\n");
+        let fewer = source("b", "[dependencies]\nx = \"1\"\n");
+        let faults = |again| {
+            let mut report = Report::new("tidy", "files");
+            same_dependencies(&product, again, &mut report);
+            report.faults().to_vec()
+        };
+        assert_eq!(faults(&same), [""; 0]);
+        assert_eq!(faults(&fewer), ["b: `y` of a/Cargo.toml is missing"]);
     }
 
     #[test]
