@@ -6,9 +6,9 @@
 //! changed only while chosen batches are applied, so that all replicas hold the same one.
 
 use crate::Slot;
-use crate::batch::{GroupHeader, SessionCommand, take_item};
+use crate::batch::{GroupHeader, SessionCommand, put_item, take_item};
 use alloc::collections::{BTreeMap, VecDeque};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// Sessions at the most. Opening one more closes the one that was unused for the longest time.
 pub const SESSIONS_MAX: usize = 4096;
@@ -202,6 +202,25 @@ impl SessionTable {
     }
 }
 
+impl SessionTable {
+    /// The first outcomes of `count` commands from `first` on, as items, if all were applied and
+    /// none was forgotten.
+    #[must_use]
+    pub fn outcomes(&self, session: u64, first: u64, count: u32) -> Option<Bytes> {
+        let kept = &self.sessions.get(&session)?.outcomes;
+        let after = kept.partition_point(|outcome| outcome.first <= first);
+        let whole = kept.get(after.checked_sub(1)?)?;
+        if (whole.first, whole.count) == (first, count) {
+            return Some(whole.replies.clone());
+        }
+        let mut items = BytesMut::new();
+        for sequence in first..first.checked_add(u64::from(count))? {
+            put_item(&mut items, &self.outcome(session, sequence)?);
+        }
+        Some(items.freeze())
+    }
+}
+
 impl Session {
     /// When it expires if nothing of it comes before; none for never.
     fn expires_ms(&self) -> Option<u64> {
@@ -221,8 +240,6 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::put_item;
-    use bytes::BytesMut;
 
     fn group(session: u64, first_sequence: u64, count: u32) -> GroupHeader {
         GroupHeader { session, first_sequence, acknowledged_below: 0, count, length: 0 }
@@ -302,6 +319,26 @@ mod tests {
         assert_eq!(table.len(), SESSIONS_MAX);
         assert_eq!(table.next_sequence(1), None);
         assert_eq!(table.next_sequence(2), Some(1));
+    }
+
+    #[test]
+    fn outcomes_come_whole_in_part_or_not_at_all() {
+        let mut table = table();
+        for (first, texts) in [(1, &["a", "b"][..]), (3, &["c"])] {
+            assert!(matches!(
+                table.admit(Slot(2), &group(5, first, texts.len() as u32)),
+                Admission::Apply { .. }
+            ));
+            table.record(5, first, texts.len() as u32, replies(texts));
+        }
+        assert_eq!(table.outcomes(5, 1, 2), Some(replies(&["a", "b"])));
+        assert_eq!(table.outcomes(5, 2, 2), Some(replies(&["b", "c"])));
+        assert_eq!(table.outcomes(5, 3, 2), None);
+        assert_eq!(table.outcomes(6, 1, 1), None);
+        let mut later = group(5, 4, 1);
+        later.acknowledged_below = 3;
+        table.admit(Slot(3), &later);
+        assert_eq!(table.outcomes(5, 1, 2), None, "acknowledged and forgotten");
     }
 
     #[test]

@@ -7,7 +7,6 @@ use quorate_consensus::Incarnation;
 use quorate_pmem_log::{Log, OpenError, Recovered};
 use quorate_replica::{Node, NodeError};
 use quorate_transport::{Transport, Wake};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -57,6 +56,8 @@ pub struct Builder {
     at_least: Option<Durability>,
     segment_bytes: u64,
     listen: Option<String>,
+    #[cfg(feature = "client")]
+    clients: Option<String>,
     transport: Option<Box<dyn Transport>>,
     adjust: Vec<fn(&mut NodeOptions)>,
     options: Option<NodeOptions>,
@@ -65,6 +66,9 @@ pub struct Builder {
 /// A running replica. Dropping it stops it.
 #[derive(Debug)]
 pub struct Replica {
+    /// Goes first: its clients hear that the replica stops.
+    #[cfg(feature = "client")]
+    listener: Option<crate::remote::Listener>,
     runner: Runner,
 }
 
@@ -80,6 +84,8 @@ impl Replica {
             at_least: None,
             segment_bytes: SEGMENT_BYTES,
             listen: None,
+            #[cfg(feature = "client")]
+            clients: None,
             transport: None,
             adjust: Vec::new(),
             options: None,
@@ -96,6 +102,13 @@ impl Replica {
     #[must_use]
     pub fn status(&self) -> Status {
         self.runner.handle().status()
+    }
+
+    /// Where clients of other processes are served, if they are.
+    #[cfg(feature = "client")]
+    #[must_use]
+    pub fn clients_address(&self) -> Option<std::net::SocketAddr> {
+        self.listener.as_ref().map(crate::remote::Listener::address)
     }
 
     /// Whether the replica's thread runs. It ends by [`Replica::stop`], or by a defect.
@@ -161,6 +174,16 @@ impl Builder {
         self
     }
 
+    /// Opens a port for [`crate::Client`]s in other processes; port 0 lets the system choose, see
+    /// [`Replica::clients_address`]. Neither encrypted nor authenticated: keep it inside a trusted
+    /// network.
+    #[cfg(feature = "client")]
+    #[must_use]
+    pub fn clients(mut self, address: impl Into<String>) -> Self {
+        self.clients = Some(address.into());
+        self
+    }
+
     /// Uses this transport instead of TCP.
     #[must_use]
     pub fn transport(mut self, transport: Box<dyn Transport>) -> Self {
@@ -202,7 +225,16 @@ impl Builder {
         let (log, recovered) = self.open_log(transport.waker())?;
         let spin = options.spin;
         let node = Node::new(options, transport, log, recovered, Box::new(machine))?;
-        Ok(Replica { runner: Runner::start(node, spin)? })
+        #[cfg(feature = "client")]
+        let listener = match &self.clients {
+            Some(address) => Some(listen_for_clients(address, node.handle())?),
+            None => None,
+        };
+        Ok(Replica {
+            #[cfg(feature = "client")]
+            listener,
+            runner: Runner::start(node, spin)?,
+        })
     }
 
     fn node_options(&mut self) -> Result<NodeOptions, StartError> {
@@ -212,8 +244,10 @@ impl Builder {
             return Err(StartError::Options("two members have the same number".into()));
         }
         let mut options = match self.options.take() {
-            Some(options) => NodeOptions { node: self.node, members, seed: random(), ..options },
-            None => NodeOptions::new(self.node, members, random()),
+            Some(options) => {
+                NodeOptions { node: self.node, members, seed: crate::random(), ..options }
+            }
+            None => NodeOptions::new(self.node, members, crate::random()),
         };
         for change in &self.adjust {
             change(&mut options);
@@ -238,7 +272,7 @@ impl Builder {
             segment_bytes: self.segment_bytes,
         };
         let wake = Arc::new(move || waker.wake());
-        Ok(Log::open(&options, Incarnation(random()), wake)?)
+        Ok(Log::open(&options, Incarnation(crate::random()), wake)?)
     }
 
     #[cfg(feature = "tcp")]
@@ -263,7 +297,17 @@ impl Builder {
     }
 }
 
-#[cfg(feature = "tcp")]
+#[cfg(feature = "client")]
+fn listen_for_clients(
+    address: &str,
+    handle: Handle,
+) -> Result<crate::remote::Listener, StartError> {
+    crate::remote::Listener::bind(resolve(address)?, handle).map_err(|error| {
+        StartError::Options(format!("clients cannot be served at {address}: {error}"))
+    })
+}
+
+#[cfg(any(feature = "tcp", feature = "client"))]
 fn resolve(address: &str) -> Result<std::net::SocketAddr, StartError> {
     use std::net::ToSocketAddrs;
     let resolved = address.to_socket_addrs().map(|mut addresses| addresses.next());
@@ -274,9 +318,4 @@ fn resolve(address: &str) -> Result<std::net::SocketAddr, StartError> {
             "the address '{address}' cannot be used ({error}): write it as HOST:PORT"
         ))),
     }
-}
-
-/// A random number from the system's entropy, by way of the standard library's hash seeds.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish() | 1
 }

@@ -30,6 +30,9 @@
 //! everywhere. Without a reply there is a [`Failure`], which says whether the command certainly did
 //! not happen ([`Failure::Rejected`]) or may have ([`Failure::Unknown`]).
 //!
+//! A client in another process turns to any replica that has a port for it ([`Builder::clients`]):
+//! [`Client`] finds the leader, tries again safely, and has the same three outcomes.
+//!
 //! Included and replaceable: the TCP transport ([`Builder::transport`]), the log on a file
 //! ([`Builder::medium`]), limits and timers ([`Builder::adjust`]).
 //!
@@ -38,6 +41,8 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+#[cfg(feature = "client")]
+mod remote;
 
 pub use builder::{Builder, Replica, StartError};
 pub use bytes::{Bytes, BytesMut};
@@ -45,7 +50,15 @@ pub use quorate_consensus::batch::{put_item, take_item};
 pub use quorate_consensus::{Ballot, Genesis, NodeId, RoleName, Slot, ValueKind};
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{
-    Consistency, Context, Counters, Failure, Handle, Latencies, Node, NodeError, NodeOptions,
-    PeerStatus, Pending, Reason, Runner, StateMachine, Status,
+    Consistency, Context, Counters, Failure, GroupOutcome, Handle, Latencies, Node, NodeError,
+    NodeOptions, PeerStatus, Pending, PendingGroup, Reason, Replier, Runner, StateMachine, Status,
 };
 pub use quorate_transport::{self as transport, Transport};
+#[cfg(feature = "client")]
+pub use remote::{CLIENTS_MAX, Client, ClientOptions, ConnectError, IN_FLIGHT_MAX};
+
+/// A random number from the system's entropy, by way of the standard library's hash seeds.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish() | 1
+}

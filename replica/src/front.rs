@@ -2,15 +2,16 @@
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_queue::ArrayQueue;
-use quorate_consensus::batch;
+use quorate_consensus::{NodeId, batch};
 use quorate_transport::Wake;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering, fence};
 use std::task::{Context as TaskContext, Poll};
 use tokio::sync::oneshot;
 
+use crate::relay::{GroupOutcome, GroupSender};
 use crate::status::{SharedStatus, Status};
 
 /// Requests that wait for the replica's thread; beyond it a client is told "busy".
@@ -62,9 +63,12 @@ pub enum Reason {
     /// The session was closed while the request was under way.
     #[error("the session of this replica was closed")]
     SessionClosed,
-    /// Not whole items, or none.
+    /// Not whole items, or none; or not a whole group.
     #[error("a request needs whole, length-prefixed items")]
     Malformed,
+    /// What a replica elsewhere said.
+    #[error("{0}")]
+    Remote(String),
 }
 
 /// How fresh a read must be.
@@ -83,6 +87,7 @@ pub(crate) type ReplySender = oneshot::Sender<Result<Bytes, Failure>>;
 pub(crate) enum Request {
     Propose { count: u32, commands: Bytes, reply: ReplySender },
     Read { count: u32, queries: Bytes, consistency: Consistency, reply: ReplySender },
+    Group { bytes: Bytes, reply: GroupSender },
 }
 
 impl Request {
@@ -90,13 +95,20 @@ impl Request {
         match self {
             Self::Propose { commands, .. } => commands.len(),
             Self::Read { queries, .. } => queries.len(),
+            Self::Group { bytes, .. } => bytes.len(),
         }
     }
 
     pub(crate) fn fail(self, failure: Failure) {
         // A client that went away does not wait for its answer.
-        let (Self::Propose { reply, .. } | Self::Read { reply, .. }) = self;
-        let _ = reply.send(Err(failure));
+        match self {
+            Self::Propose { reply, .. } | Self::Read { reply, .. } => {
+                let _ = reply.send(Err(failure));
+            }
+            Self::Group { reply, .. } => {
+                let _ = reply.send(Err(failure));
+            }
+        }
     }
 }
 
@@ -108,6 +120,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     pub(crate) stopped: AtomicBool,
     pub(crate) status: SharedStatus,
+    /// The number of the known leader, 0 for none.
+    pub(crate) leader: AtomicU16,
     pub(crate) waker: Arc<dyn Wake>,
     pub(crate) command_bytes_max: usize,
 }
@@ -127,6 +141,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             status: SharedStatus::new(status),
+            leader: AtomicU16::new(0),
             waker,
             command_bytes_max,
         })
@@ -185,6 +200,17 @@ impl Handle {
         Pending { receiver, single: false }
     }
 
+    /// Proposes one whole group (header and commands, see [`batch`]) of a session that the caller
+    /// keeps itself, as a client that may turn to several replicas does. Commands to the control
+    /// session open and close such sessions. Resolves when the group is applied here; a group that
+    /// comes again gets its first outcome.
+    #[must_use]
+    pub fn propose_group(&self, group: Bytes) -> PendingGroup {
+        let (reply, receiver) = oneshot::channel();
+        self.enqueue(Request::Group { bytes: group, reply });
+        PendingGroup { receiver }
+    }
+
     fn enqueue(&self, request: Request) {
         let shared = &self.shared;
         let length = request.length();
@@ -219,10 +245,50 @@ impl Handle {
         self.shared.stopped.load(Ordering::Acquire)
     }
 
+    /// Who leads, as this replica knows it; cheaper than the whole status.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(NodeId(self.shared.leader.load(Ordering::Relaxed))).filter(|node| node.0 != 0)
+    }
+
+    /// The largest submission in bytes.
+    #[must_use]
+    pub fn command_bytes_max(&self) -> usize {
+        self.shared.command_bytes_max
+    }
+
     /// The newest status of the replica, at most about 50 ms old.
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status.get()
+    }
+}
+
+/// The outcome of a group to come: a future, or [`PendingGroup::wait`] for it outside async code.
+#[derive(Debug)]
+pub struct PendingGroup {
+    receiver: oneshot::Receiver<Result<GroupOutcome, Failure>>,
+}
+
+impl PendingGroup {
+    /// Blocks this thread until the outcome is there.
+    ///
+    /// # Errors
+    /// [`Failure`], which says whether this try may have happened.
+    ///
+    /// # Panics
+    /// Inside an async runtime, as blocking calls do: await it there.
+    pub fn wait(self) -> Result<GroupOutcome, Failure> {
+        self.receiver.blocking_recv().unwrap_or(Err(Failure::Unknown(Reason::Stopped)))
+    }
+}
+
+impl Future for PendingGroup {
+    type Output = Result<GroupOutcome, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let gone = Err(Failure::Unknown(Reason::Stopped));
+        Pin::new(&mut self.receiver).poll(context).map(|received| received.unwrap_or(gone))
     }
 }
 
@@ -233,7 +299,27 @@ pub struct Pending {
     single: bool,
 }
 
+/// Whoever will know the outcome of a [`Pending`].
+#[derive(Debug)]
+pub struct Replier(ReplySender);
+
+impl Replier {
+    /// Hands it over: for one command an item, for several as many. A client that went away does not
+    /// wait for it.
+    pub fn send(self, outcome: Result<Bytes, Failure>) {
+        let _ = self.0.send(outcome);
+    }
+}
+
 impl Pending {
+    /// An outcome to come of one command or question, and who will know it. If that is dropped, the
+    /// outcome is unknown.
+    #[must_use]
+    pub fn channel() -> (Replier, Self) {
+        let (reply, receiver) = oneshot::channel();
+        (Replier(reply), Self { receiver, single: true })
+    }
+
     fn single(self) -> Self {
         Self { single: true, ..self }
     }

@@ -24,12 +24,17 @@ mod machine;
 mod node;
 mod options;
 mod origin;
+mod relay;
 mod runner;
 mod status;
 
-pub use front::{Consistency, Failure, Handle, Pending, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason};
+pub use front::{
+    Consistency, Failure, Handle, Pending, PendingGroup, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason,
+    Replier,
+};
 pub use machine::{Context, REPLY_BYTES_MAX, StateMachine};
 pub use node::{Clock, Node, NodeError, Turn};
 pub use options::NodeOptions;
+pub use relay::{GROUPS_MAX, GroupOutcome};
 pub use runner::Runner;
 pub use status::{Counters, Latencies, PeerStatus, Status};

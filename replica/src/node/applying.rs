@@ -96,7 +96,9 @@ impl Node {
             return self.apply_session_commands(slot, group);
         }
         let own = header.session == self.origin.session();
-        match self.sessions.admit(slot, header) {
+        let admission = self.sessions.admit(slot, header);
+        let settled = matches!(admission, Admission::Apply { .. } | Admission::Duplicate);
+        match admission {
             Admission::Apply { known } => self.apply_commands(slot, group, known, own),
             Admission::Duplicate if self.options.is(Mutant::ApplyTwice) => {
                 self.apply_commands(slot, group, 0, own);
@@ -105,13 +107,15 @@ impl Node {
                 self.apply_commands(slot, group, 0, own);
             }
             Admission::Duplicate => self.counters.duplicates += u64::from(header.count),
-            Admission::Gap { .. } => {
+            Admission::Gap { expected } => {
                 self.counters.gaps += 1;
+                self.relay.on_gap(header, expected);
                 if own {
                     self.origin.on_gap(self.clock.now);
                 }
             }
             Admission::NoSession => {
+                self.relay.on_no_session(header.session);
                 if own {
                     self.session_number = next_session(self.session_number);
                     let failed = self.origin.on_session_closed(self.session_number);
@@ -122,6 +126,9 @@ impl Node {
                     );
                 }
             }
+        }
+        if settled && !own {
+            self.relay.on_applied(header.session, &self.sessions);
         }
     }
 
@@ -161,6 +168,9 @@ impl Node {
         while let Some(item) = take_item(&mut commands) {
             let Some(command) = SessionCommand::decode(item) else { continue };
             self.sessions.control(slot, command);
+            let (SessionCommand::Open { session, .. } | SessionCommand::Close { session }) =
+                command;
+            self.relay.on_session_command(session);
             if let SessionCommand::Open { session, .. } = command
                 && session == self.origin.session()
             {

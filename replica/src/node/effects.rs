@@ -13,6 +13,7 @@ use quorate_consensus::{
 use quorate_pmem_log::{LogError, Record};
 use quorate_transport::PostError;
 use quorate_transport::ring::ShipError;
+use std::sync::atomic::Ordering;
 
 impl Node {
     /// Moves commands on: into the log if this replica leads, to the leader if another one does.
@@ -21,9 +22,12 @@ impl Node {
         let led_by = core.leader_ballot();
         if led_by != self.led_by {
             self.led_by = led_by;
+            let leader = led_by.map_or(0, |ballot| ballot.node.0);
+            self.shared.leader.store(leader, Ordering::Relaxed);
             self.counters.leader_changes += 1;
             // What the former leader had may be lost, what it forwarded is not ours to propose.
             self.origin.send_again(self.clock.now);
+            self.relay.send_again();
             self.forwarded.clear();
             self.forwarded_bytes = 0;
             self.forwarded_commands = 0;
@@ -43,7 +47,8 @@ impl Node {
         loop {
             let tick = self.tick_is_due();
             let Some(core) = &mut self.core else { return };
-            let due = self.origin.is_due() || !self.forwarded.is_empty() || tick;
+            let due =
+                self.origin.is_due() || !self.forwarded.is_empty() || self.relay.is_due() || tick;
             if !due || !core.can_propose() {
                 return;
             }
@@ -66,6 +71,15 @@ impl Node {
                 arena::reserve(&mut self.batch, groups.len());
                 self.batch.put_slice(groups);
                 self.forwarded.pop_front();
+            }
+            while let Some((group, count)) = self.relay.next_due() {
+                if self.batch.len() > BATCH_HEADER_BYTES && self.batch.len() + group.len() > limit {
+                    break;
+                }
+                arena::reserve(&mut self.batch, group.len());
+                self.batch.put_slice(&group);
+                self.relay.sent();
+                commands += u64::from(count);
             }
             let bytes = self.batch.split().freeze();
             let checksum = crc32c::crc32c(&bytes);
@@ -102,6 +116,14 @@ impl Node {
                 return;
             }
             self.origin.sent(submissions, self.clock.now);
+        }
+        while up && let Some((groups, _)) = self.relay.next_due() {
+            let message = Message::Forward { groups };
+            let transport = self.transport.as_mut();
+            if lanes::send(transport, &mut self.message, leader, &message).is_err() {
+                return;
+            }
+            self.relay.sent();
         }
     }
 
@@ -196,6 +218,7 @@ impl Node {
             tracing::error!(%error, "the log failed: this replica leaves the quorum");
             self.log_failure = Some(error.to_string());
             self.origin.give_up(&Reason::LogFailed);
+            self.relay.give_up(&Reason::LogFailed);
             self.fail_reads(&Reason::LogFailed);
         }
         if let Some(core) = &mut self.core {

@@ -4,6 +4,7 @@ use super::{Node, Read, lanes_of};
 use crate::front::{Consistency, Failure, Reason, Request};
 use crate::lanes::{self, Lanes};
 use crate::options::nanos;
+use crate::relay;
 use bytes::Bytes;
 use quorate_consensus::batch::{groups_are_whole, take_group, take_item};
 use quorate_consensus::{Genesis, Message, Nanos, NodeId};
@@ -78,6 +79,7 @@ impl Node {
         // What was forwarded on the old lane may be lost.
         if self.led_by.is_some_and(|ballot| ballot.node == peer) {
             self.origin.send_again(self.clock.now);
+            self.relay.send_again();
         }
     }
 
@@ -304,6 +306,7 @@ impl Node {
             let has_room = match request {
                 Request::Propose { .. } => self.origin.has_room(),
                 Request::Read { .. } => self.reads.len() < READS_MAX,
+                Request::Group { .. } => self.relay.has_room(),
             };
             if !has_room && self.log_failure.is_none() {
                 break;
@@ -318,11 +321,12 @@ impl Node {
     }
 
     fn admit(&mut self, request: Request, arrived: Nanos) {
-        let (count, items) = match &request {
-            Request::Propose { count, commands, .. } => (*count, commands),
-            Request::Read { count, queries, .. } => (*count, queries),
+        let whole = match &request {
+            Request::Propose { count, commands, .. } => items_are_whole(commands, *count),
+            Request::Read { count, queries, .. } => items_are_whole(queries, *count),
+            Request::Group { bytes, .. } => relay::parse(bytes).is_some(),
         };
-        if !items_are_whole(items, count) {
+        if !whole {
             self.counters.failures += 1;
             return request.fail(Failure::Rejected(Reason::Malformed));
         }
@@ -331,13 +335,17 @@ impl Node {
             return request.fail(Failure::Rejected(Reason::LogFailed));
         }
         match request {
+            Request::Propose { .. } | Request::Group { .. } if self.log_full => {
+                self.counters.failures += 1;
+                request.fail(Failure::Rejected(Reason::LogFull));
+            }
             Request::Propose { count, commands, reply } => {
-                if self.log_full {
-                    self.counters.failures += 1;
-                    let _ = reply.send(Err(Failure::Rejected(Reason::LogFull)));
-                    return;
-                }
                 self.origin.submit(count, commands, reply, arrived);
+            }
+            Request::Group { bytes, reply } => {
+                if let Some(group) = relay::parse(&bytes) {
+                    self.relay.submit(&group, bytes, reply, arrived);
+                }
             }
             Request::Read { count, queries, consistency: Consistency::Stale, reply } => {
                 self.counters.stale_reads += u64::from(count);
@@ -365,6 +373,7 @@ impl Node {
             self.counters.failures += 1;
             request.fail(Failure::Rejected(reason()));
         }
+        self.counters.failures += self.relay.expire(now, limit, &reason());
         while self.reads.front().is_some_and(|read| now.since(read.asked_at) >= limit) {
             let Some(read) = self.reads.pop_front() else { break };
             self.counters.failures += 1;

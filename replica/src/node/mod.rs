@@ -16,6 +16,7 @@ use crate::lanes::Lanes;
 use crate::machine::StateMachine;
 use crate::options::{NodeOptions, nanos};
 use crate::origin::Origin;
+use crate::relay::Relay;
 use crate::status::{Counters, Latencies};
 use bytes::{Bytes, BytesMut};
 use quorate_consensus::session::SessionTable;
@@ -89,6 +90,7 @@ pub struct Node {
     core: Option<Paxos>,
     sessions: SessionTable,
     origin: Origin,
+    relay: Relay,
     session_number: u64,
     /// Requests taken from the queue that cannot go on yet.
     waiting: VecDeque<(Request, Nanos)>,
@@ -180,6 +182,7 @@ impl Node {
             core: None,
             sessions: SessionTable::new(),
             origin,
+            relay: Relay::default(),
             session_number: session,
             waiting: VecDeque::new(),
             forwarded: VecDeque::new(),
@@ -375,6 +378,7 @@ impl Node {
     pub(crate) fn stop(&mut self) {
         use crate::front::{Failure, Reason};
         self.origin.give_up(&Reason::Stopped);
+        self.relay.give_up(&Reason::Stopped);
         let unsent = self.waiting.drain(..).map(|(request, _)| request);
         for request in unsent.chain(std::iter::from_fn(|| self.shared.requests.pop())) {
             request.fail(Failure::Rejected(Reason::Stopped));
