@@ -10,6 +10,7 @@
 //! binaries of cargo-fuzz, which are guided by coverage. See `fuzz/README.md`.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod config;
 mod consensus;
 mod input;
@@ -22,6 +23,7 @@ mod shipping;
 mod tcp;
 mod wire;
 
+pub use checkpoint::checkpoint;
 pub use config::config;
 pub use consensus::{batch_groups, genesis};
 pub use input::{Input, put_piece};
@@ -49,7 +51,7 @@ pub struct Target {
 const MIB: u64 = 1 << 20;
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "wire_message", run: wire_message, seeds: wire::seeds, allocation_max: MIB },
     Target {
         name: "ring_reader",
@@ -103,6 +105,13 @@ pub const TARGETS: [Target; 15] = [
         name: "log_forged",
         run: log_forged,
         seeds: log::forged_seeds,
+        allocation_max: 64 * MIB,
+    },
+    // Images of three blocks, written, read, sent and received.
+    Target {
+        name: "checkpoint",
+        run: checkpoint,
+        seeds: checkpoint::seeds,
         allocation_max: 64 * MIB,
     },
     Target { name: "config", run: config, seeds: config::seeds, allocation_max: 4 * MIB },

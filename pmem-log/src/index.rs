@@ -117,6 +117,19 @@ impl Index {
         self.runs.first_key_value().map(|(first, _)| Slot(*first))
     }
 
+    /// The lowest slot from which on no slot is missing or lost, up to the last one.
+    pub(crate) fn first_without_a_hole(&self) -> Option<Slot> {
+        let mut first = None;
+        for (start, run) in self.runs.iter().rev() {
+            let meets = first.is_none_or(|above| run.last + 1 == above);
+            if !meets || run.place == Place::Damaged {
+                break;
+            }
+            first = Some(*start);
+        }
+        first.map(Slot)
+    }
+
     pub(crate) fn last(&self) -> Option<Slot> {
         self.runs.last_key_value().map(|(_, run)| Slot(run.last))
     }

@@ -40,13 +40,16 @@
 //! - After a failed sync the log is poisoned: it never acknowledges again. A full disk is not a
 //!   failure: [`LogError::Full`] says to try again, and clears by itself.
 //!
+//! Beside the log, on the same medium, a [`CheckpointStore`] keeps images of the state machine, so that
+//! the log can be trimmed.
+//!
 //! # What it does not
-//! It does not know what is chosen, does not copy itself anywhere, and keeps no checkpoints. Damage
-//! in the very last batch before a crash looks like a torn tail: nothing written later is there to
+//! It does not know what is chosen and does not copy itself anywhere. Damage in the very last batch before a crash looks like a torn tail: nothing written later is there to
 //! prove that it had been durable.
 #![deny(unsafe_code)]
 
 mod api;
+mod checkpoint;
 mod error;
 mod format;
 mod group;
@@ -63,6 +66,10 @@ mod superblock;
 pub use api::{
     Damage, Durability, End, Identity, LogOptions, LogStatistics, Lsn, MediumKind, Record,
     Recovered,
+};
+pub use checkpoint::{
+    BLOCK_BYTES, BLOCK_PAYLOAD_BYTES, Checkpoint, CheckpointError, CheckpointId, CheckpointReader,
+    CheckpointReceiver, CheckpointStore, CheckpointWriter, Finished,
 };
 pub use error::{Fault, LogError, OpenError};
 pub use group::SyncSteps;

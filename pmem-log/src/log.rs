@@ -272,9 +272,20 @@ impl Log {
     /// # Errors
     /// [`LogError::Poisoned`].
     pub fn trim(&mut self, below: Slot) -> Result<(), LogError> {
+        self.trim_keeping(below, 0)
+    }
+
+    /// As [`Log::trim`], but keeps segments of at least `tail_bytes` together, for replicas that are
+    /// a little behind.
+    ///
+    /// # Errors
+    /// [`LogError::Poisoned`].
+    pub fn trim_keeping(&mut self, below: Slot, tail_bytes: u64) -> Result<(), LogError> {
         self.check()?;
+        let tail = tail_bytes.div_ceil(self.geometry.segment_bytes);
+        let kept = usize::try_from(tail).unwrap_or(usize::MAX).max(1);
         let mut retired = Vec::new();
-        while self.segments.len() > 1
+        while self.segments.len() > kept
             && let Some(first) = self.segments.front()
             && first.last_slot < below
             // A durable record of the next segment restates what this one promised.
@@ -322,6 +333,25 @@ impl Log {
     #[must_use]
     pub fn durability(&self) -> Durability {
         self.medium.durability()
+    }
+
+    /// What it lies on, for a [`crate::CheckpointStore`] beside it.
+    #[must_use]
+    pub fn shared_medium(&self) -> Arc<dyn Medium> {
+        Arc::clone(&self.medium)
+    }
+
+    /// The lowest slot from which on every slot up to the last one can be read; the one after the
+    /// last if there is none.
+    #[must_use]
+    pub fn first_slot(&self) -> Slot {
+        self.index.first_without_a_hole().unwrap_or(self.last_slot.next())
+    }
+
+    /// What its segments take of the medium, spares not counted.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.segments.len() as u64 * self.geometry.segment_bytes
     }
 
     /// Counters since it was opened.

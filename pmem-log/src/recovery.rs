@@ -1,6 +1,7 @@
 //! Opening: format an empty place, or find out what a log holds.
 
 use crate::api::{Damage, LogOptions, Recovered};
+use crate::checkpoint::is_checkpoint;
 use crate::error::OpenError;
 use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX};
 use crate::index::Index;
@@ -95,6 +96,12 @@ fn format(
         return Err(OpenError::SuperblockDamaged {
             path: medium.path(superblock::NAME),
             what: "there are segments but no superblock",
+        });
+    }
+    if names.iter().any(|name| is_checkpoint(name)) {
+        return Err(OpenError::SuperblockDamaged {
+            path: medium.path(superblock::NAME),
+            what: "there are checkpoints but no superblock",
         });
     }
     let ours = |name: &String| {
