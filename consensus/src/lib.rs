@@ -65,6 +65,7 @@ extern crate alloc;
 
 mod acceptor;
 pub mod batch;
+pub mod buggify;
 mod configuration;
 mod message;
 mod mutant;
@@ -76,9 +77,10 @@ mod types;
 mod window;
 
 pub use acceptor::{Persist, PersistNumber};
+pub use buggify::Whims;
 pub use configuration::{Configuration, Configurations, Genesis, Member};
 pub use message::{Accept, Message, Row, RowFlags, Run};
-pub use mutant::Mutant;
+pub use mutant::{Mistake, Mutant};
 pub use paxos::{Gap, LogRead, Notice, Paxos, ReadReady, Restored, Shipment};
 pub use role::RoleName;
 pub use settings::Settings;

@@ -42,6 +42,41 @@ pub enum Mutant {
     ApplyTwice,
     /// Commands behind a hole in their session are applied.
     ApplyBehindGap,
+    /// A candidate leads with one promise less than a quorum.
+    ElectOnMinority,
+    /// A promise for an older ballot counts for the present one.
+    CountOldPromises,
+    /// A record says that what it carries is chosen.
+    CommitAhead,
+    /// The log says of each entry that it is chosen.
+    LogCommitAhead,
+    /// What was handed to the log counts as durable.
+    TrustStaged,
+    /// A replica whose log failed goes on voting for what it held by then.
+    VoteWhenPoisoned,
+    /// A linearizable read is answered from what is here.
+    ReadLocally,
+    /// The session table is dropped at the end of a replay.
+    DropSessions,
+    /// A command whose time is over is rejected, though it was sent.
+    RejectInFlight,
+    /// A record of the ring is believed when its trailer is there.
+    BelieveTrailer,
+    /// A row is believed without its checksums.
+    BelieveRow,
+    /// All lives of a data lane have one incarnation for the records: a late write of a life that is
+    /// over is believed.
+    ReuseRingIncarnation,
+    /// All lives of a data lane have one incarnation for the rows.
+    ReuseRowIncarnation,
+    /// A failed sync of the log is taken for a good one.
+    IgnoreFailedSync,
+    /// The log writes and does not flush.
+    SkipFlush,
+    /// A record of the log is believed when its header is whole.
+    BelieveTornRecord,
+    /// Of two records of a slot in the log the older one counts.
+    OlderRecordWins,
 }
 
 impl Mutant {
@@ -64,13 +99,45 @@ impl Mutant {
         Self::TruncateDamaged,
         Self::ApplyTwice,
         Self::ApplyBehindGap,
+        Self::ElectOnMinority,
+        Self::CountOldPromises,
+        Self::CommitAhead,
+        Self::LogCommitAhead,
+        Self::TrustStaged,
+        Self::VoteWhenPoisoned,
+        Self::ReadLocally,
+        Self::DropSessions,
+        Self::RejectInFlight,
+        Self::BelieveTrailer,
+        Self::BelieveRow,
+        Self::ReuseRingIncarnation,
+        Self::ReuseRowIncarnation,
+        Self::IgnoreFailedSync,
+        Self::SkipFlush,
+        Self::BelieveTornRecord,
+        Self::OlderRecordWins,
     ];
 }
 
-impl Settings {
-    /// Whether this replica has the mistake.
+/// The mistake that is built in; nothing in a product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mistake {
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
+}
+
+impl Mistake {
+    /// This one, or none.
+    #[cfg(feature = "mutants")]
     #[must_use]
-    pub fn is(&self, mutant: Mutant) -> bool {
+    pub const fn of(mutant: Option<Mutant>) -> Self {
+        Self { mutant }
+    }
+
+    /// Whether it is this one: never without the feature `mutants`.
+    #[inline]
+    #[must_use]
+    pub fn is(self, mutant: Mutant) -> bool {
         #[cfg(feature = "mutants")]
         return self.mutant == Some(mutant);
         #[cfg(not(feature = "mutants"))]
@@ -78,5 +145,25 @@ impl Settings {
             let _ = mutant;
             false
         }
+    }
+}
+
+impl Settings {
+    /// Whether this replica has the mistake.
+    #[inline]
+    #[must_use]
+    pub fn is(&self, mutant: Mutant) -> bool {
+        self.mistake.is(mutant)
+    }
+}
+
+#[cfg(all(test, not(feature = "mutants")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_a_product_there_is_nothing_of_it() {
+        assert_eq!(size_of::<Mistake>(), 0);
+        assert!(Mutant::ALL.iter().all(|mutant| !Mistake::default().is(*mutant)));
     }
 }

@@ -1,6 +1,6 @@
 //! What a replica is told at its birth.
 
-use crate::{Incarnation, Nanos, NodeId};
+use crate::{Incarnation, Mistake, Nanos, NodeId, Whims};
 
 /// Timers and limits of one replica. All limits are hard: what is beyond waits.
 #[derive(Clone, Debug)]
@@ -26,9 +26,10 @@ pub struct Settings {
     pub catch_up_bytes: u32,
     /// Seeds the only randomness there is: the waits for elections.
     pub seed: u64,
-    /// A mistake built in on purpose.
-    #[cfg(feature = "mutants")]
-    pub mutant: Option<crate::Mutant>,
+    /// A mistake built in on purpose: none in a product.
+    pub mistake: Mistake,
+    /// Legal misbehaviour: none in a product.
+    pub whims: Whims,
 }
 
 impl Settings {
@@ -46,8 +47,8 @@ impl Settings {
             cache_bytes_max: 64 << 20,
             catch_up_bytes: 1 << 20,
             seed: incarnation.0 ^ u64::from(node.0).rotate_left(32),
-            #[cfg(feature = "mutants")]
-            mutant: None,
+            mistake: Mistake::default(),
+            whims: Whims::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::Lsn;
 use crate::error::is_full;
 use crate::medium::Area;
 use crate::segments::{Keeper, Retired};
+use quorate_consensus::{Mistake, Mutant, Whims};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -198,8 +199,16 @@ impl SyncThread {
         let done = AtomicBool::new(false);
         let shared = Arc::new(Shared { desk, changed: Condvar::new(), done });
         let shared_too = Arc::clone(&shared);
-        let worker =
-            Worker { shared: shared_too, keeper, current, wake, finished: 0, prepare: true };
+        let mistake = steps.map(|steps| steps.mistake).unwrap_or_default();
+        let worker = Worker {
+            shared: shared_too,
+            keeper,
+            current,
+            wake,
+            finished: 0,
+            prepare: true,
+            mistake,
+        };
         let mut this =
             Self { shared, thread: None, steps: steps.cloned(), waiting: None, in_flight: None };
         match steps {
@@ -310,7 +319,13 @@ impl Drop for SyncThread {
 /// simulator decides when a sync is over, and no thread or clock is involved. See
 /// [`crate::Log::open_stepped`].
 #[derive(Clone, Default)]
-pub struct SyncSteps(Arc<Mutex<Option<Worker>>>);
+pub struct SyncSteps {
+    worker: Arc<Mutex<Option<Worker>>>,
+    /// A mistake built into the log that is opened with it: none in a product.
+    pub mistake: Mistake,
+    /// Legal misbehaviour of that log: none in a product.
+    pub whims: Whims,
+}
 
 impl fmt::Debug for SyncSteps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -320,7 +335,7 @@ impl fmt::Debug for SyncSteps {
 
 impl SyncSteps {
     fn worker(&self) -> MutexGuard<'_, Option<Worker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether [`SyncSteps::step`] would do something.
@@ -358,6 +373,7 @@ struct Worker {
     finished: usize,
     /// The next segment is not ready yet.
     prepare: bool,
+    mistake: Mistake,
 }
 
 enum Work {
@@ -454,8 +470,13 @@ impl Worker {
             let bytes = &group.bytes[piece.from..piece.to];
             let area = &self.current.1;
             area.write(piece.offset, bytes).map_err(|error| Failure::of_write(&error))?;
-            let synced = area.persist(piece.offset, bytes.len() as u64);
-            synced.map_err(|error| Failure::of_sync(&error))?;
+            if !self.mistake.is(Mutant::SkipFlush) {
+                let synced = area.persist(piece.offset, bytes.len() as u64);
+                let ignored = synced.is_err() && self.mistake.is(Mutant::IgnoreFailedSync);
+                synced.or_else(
+                    |error| if ignored { Ok(()) } else { Err(Failure::of_sync(&error)) },
+                )?;
+            }
             self.finished += 1;
         }
         Ok(())

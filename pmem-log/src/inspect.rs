@@ -8,7 +8,7 @@ use crate::recovery::{geometry, list};
 use crate::scan::{Event, Lost, scan};
 use crate::segments::segment_name;
 use crate::superblock::{self, SuperblockStore};
-use quorate_consensus::{Ballot, Slot, ValueKind};
+use quorate_consensus::{Ballot, Mistake, Slot, ValueKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ pub fn inspect(
         damaged: Vec::new(),
     };
     let geometry = geometry(superblock);
-    let tail = scan(geometry, superblock, &segments, &mut |event| {
+    let tail = scan(geometry, superblock, &segments, Mistake::default(), &mut |event| {
         if let Some(record) = report.take(&medium, &geometry, &event) {
             each(&record);
         }

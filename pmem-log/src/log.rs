@@ -10,7 +10,8 @@ use crate::recovery::{self, Segment};
 use crate::segments::{Keeper, Retired, segment_name};
 use crate::superblock::GENESIS_BYTES_MAX;
 use bytes::Bytes;
-use quorate_consensus::{Ballot, Incarnation, Slot};
+use quorate_consensus::buggify::Point;
+use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot, Whims};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct Log {
     poisoned: Option<Arc<str>>,
     /// What ran out when the last append or flush found no room.
     full: Option<Arc<str>>,
+    mistake: Mistake,
+    whims: Whims,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -127,7 +130,8 @@ impl Log {
         wake: Wake,
         steps: Option<&SyncSteps>,
     ) -> Result<(Self, Recovered), OpenError> {
-        let opened = recovery::open(&medium, options, fresh)?;
+        let mistake = steps.map(|steps| steps.mistake).unwrap_or_default();
+        let opened = recovery::open(&medium, options, fresh, mistake)?;
         let keeper = Arc::new(opened.keeper);
         let writer = Writer::new(&medium, &keeper, &opened.segments, wake, steps)?;
         let log = Self {
@@ -150,6 +154,8 @@ impl Log {
             statistics: LogStatistics::default(),
             poisoned: None,
             full: None,
+            mistake,
+            whims: steps.map(|steps| steps.whims.clone()).unwrap_or_default(),
         };
         Ok((log, opened.recovered))
     }
@@ -413,7 +419,13 @@ impl Log {
                 return Err(self.fail(&Failure::Full(what)));
             }
         }
-        if self.offset + bytes > self.geometry.segment_bytes {
+        if self.whims.has(Point::StagedFull) {
+            return Err(self.fail(&Failure::Full("there is room, but not now".into())));
+        }
+        let used = self.offset > self.geometry.first_offset();
+        if self.offset + bytes > self.geometry.segment_bytes
+            || used && self.whims.has(Point::EarlyRoll)
+        {
             self.roll()?;
         }
         if matches!(self.writer, Writer::Direct) {
@@ -501,7 +513,11 @@ impl Log {
         let begin = Instant::now();
         let area = self.current().area.as_ref();
         let area = area.expect("a segment is made before it is written to directly");
-        if let Err(error) = area.persist(batch.offset, self.offset - batch.offset) {
+        let skipped = self.mistake.is(Mutant::SkipFlush);
+        let bytes = if skipped { 0 } else { self.offset - batch.offset };
+        if let Err(error) = area.persist(batch.offset, bytes)
+            && !self.mistake.is(Mutant::IgnoreFailedSync)
+        {
             return Err(self.fail(&Failure::of_sync(&error)));
         }
         self.statistics.flushes += 1;

@@ -9,7 +9,7 @@ use crate::medium::{Area, Medium};
 use crate::scan::{Event, Gap, Lost, Present, Tail, scan};
 use crate::segments::{Keeper, is_spare, segment_name, segment_number};
 use crate::superblock::{self, Superblock, SuperblockStore};
-use quorate_consensus::{Ballot, Incarnation, Slot};
+use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -46,6 +46,7 @@ pub(crate) fn open(
     medium: &Arc<dyn Medium>,
     options: &LogOptions,
     fresh: Incarnation,
+    mistake: Mistake,
 ) -> Result<Opened, OpenError> {
     let names = medium.names().map_err(|source| refused(medium, "list", "", source))?;
     let store = if names.iter().any(|name| name == superblock::NAME) {
@@ -59,7 +60,7 @@ pub(crate) fn open(
     for name in &retired {
         medium.remove(name).map_err(|source| refused(medium, "remove", name, source))?;
     }
-    let found = Found::read(medium, geometry, &store.current, &segments)
+    let found = Found::read(medium, geometry, &store.current, &segments, mistake)
         .map_err(|source| refused(medium, "read", "", source))?;
     settle(medium, geometry, &mut segments, &found.tail)?;
     let spares: Vec<_> = names.into_iter().filter(|name| is_spare(name)).collect();
@@ -237,9 +238,10 @@ impl Found {
         geometry: Geometry,
         superblock: &Superblock,
         segments: &[Present],
+        mistake: Mistake,
     ) -> io::Result<Self> {
-        let mut gather = Gather::new(medium, geometry);
-        let tail = scan(geometry, superblock, segments, &mut |event| gather.take(&event))?;
+        let mut gather = Gather::new(medium, geometry, mistake);
+        let tail = scan(geometry, superblock, segments, mistake, &mut |event| gather.take(&event))?;
         let mut found = gather.found;
         found.tail = tail;
         // What was written again since is repaired.
@@ -333,10 +335,11 @@ struct Gather<'a> {
     previous: Option<Slot>,
     /// Gaps whose slots the next entry will tell.
     open_gaps: Vec<usize>,
+    mistake: Mistake,
 }
 
 impl<'a> Gather<'a> {
-    fn new(medium: &'a Arc<dyn Medium>, geometry: Geometry) -> Self {
+    fn new(medium: &'a Arc<dyn Medium>, geometry: Geometry, mistake: Mistake) -> Self {
         let tail = Tail { end: 0, torn: (0, 0), last_segment: None, epoch: 0, ends_damaged: false };
         let found = Found {
             index: Index::default(),
@@ -346,7 +349,7 @@ impl<'a> Gather<'a> {
             damaged: Vec::new(),
             tail,
         };
-        Self { medium, geometry, found, epoch: 0, previous: None, open_gaps: Vec::new() }
+        Self { medium, geometry, found, epoch: 0, previous: None, open_gaps: Vec::new(), mistake }
     }
 
     fn take(&mut self, event: &Event<'_>) {
@@ -380,6 +383,9 @@ impl<'a> Gather<'a> {
     fn entry(&mut self, slot: Slot, position: Option<u64>) {
         self.explain_gaps(slot);
         match position {
+            Some(_)
+                if self.found.index.last() >= Some(slot)
+                    && self.mistake.is(Mutant::OlderRecordWins) => {}
             Some(position) => self.found.index.insert(slot, position),
             None => self.found.index.mark_damaged(slot, slot),
         }

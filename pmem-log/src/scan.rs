@@ -24,6 +24,7 @@ use crate::api::End;
 use crate::format::{Geometry, HEADER_BYTES, Header, Kind, SegmentHeader, WORD_BYTES};
 use crate::medium::Area;
 use crate::superblock::Superblock;
+use quorate_consensus::{Mistake, Mutant};
 use std::io;
 use std::sync::Arc;
 
@@ -94,12 +95,21 @@ pub(crate) fn scan(
     geometry: Geometry,
     superblock: &Superblock,
     segments: &[Present],
+    mistake: Mistake,
     sink: &mut dyn FnMut(Event<'_>),
 ) -> io::Result<Tail> {
     let end = geometry.position(superblock.first_segment, 0);
     let tail = Tail { end, torn: (end, end), last_segment: None, epoch: 0, ends_damaged: false };
-    let mut scanner =
-        Scanner { geometry, superblock, segments, sink, tail, buffer: Vec::new(), stopped: false };
+    let mut scanner = Scanner {
+        geometry,
+        superblock,
+        segments,
+        mistake,
+        sink,
+        tail,
+        buffer: Vec::new(),
+        stopped: false,
+    };
     for index in 0..segments.len() {
         scanner.segment(index)?;
         if scanner.stopped {
@@ -116,6 +126,7 @@ struct Scanner<'a> {
     geometry: Geometry,
     superblock: &'a Superblock,
     segments: &'a [Present],
+    mistake: Mistake,
     sink: &'a mut dyn FnMut(Event<'_>),
     tail: Tail,
     /// The whole segment that is being read.
@@ -279,7 +290,10 @@ impl Scanner<'_> {
         let from = offset as usize + HEADER_BYTES;
         let payload = self.buffer.get(from..from + header.payload_bytes as usize);
         match payload {
-            Some(payload) if crc32c::crc32c(payload) == header.value_checksum => {
+            Some(payload)
+                if crc32c::crc32c(payload) == header.value_checksum
+                    || self.mistake.is(Mutant::BelieveTornRecord) =>
+            {
                 Found::Whole(header)
             }
             _ => Found::BadPayload(header),

@@ -1,8 +1,9 @@
 //! The two lanes to one peer, with what rides on them: rings, rows and messages.
 
 use crate::arena;
+use crate::options::NodeOptions;
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, Message, Nanos, NodeId};
+use quorate_consensus::{Incarnation, Message, Mistake, Mutant, Nanos, NodeId};
 use quorate_transport::ring::{RingReader, RingWriter};
 use quorate_transport::row::{ROW_BYTES, RowReader, RowWriter};
 use quorate_transport::{PostError, RegionError, RegionId, Transport, codec};
@@ -33,6 +34,7 @@ pub(crate) struct Lanes {
     pub(crate) row_reader: RowReader,
     /// The ring position last told to the peer.
     pub(crate) credit_told: u64,
+    mistake: Mistake,
 }
 
 impl Lanes {
@@ -40,17 +42,25 @@ impl Lanes {
     pub(crate) fn open(
         transport: &mut dyn Transport,
         peer: NodeId,
-        ring_bytes: usize,
+        options: &NodeOptions,
     ) -> Result<Self, RegionError> {
-        let local = transport.local();
+        let (local, ring_bytes) = (transport.local(), options.ring_bytes);
         for (region, length) in
             [(RegionId::inbox(peer), ring_bytes), (RegionId::row(peer), ROW_BYTES)]
         {
             transport.register(region, length)?;
             transport.grant(region, peer)?;
         }
+        let mut ring_writer = RingWriter::new(RegionId::inbox(local), ring_bytes);
+        let mut ring_reader = RingReader::new(RegionId::inbox(peer), ring_bytes);
+        let (mut row_writer, mut row_reader) = (RowWriter::new(local), RowReader::new(peer));
+        ring_writer.simulate(options.whims.clone());
+        row_writer.simulate(options.whims.clone());
+        ring_reader.simulate(options.mistake);
+        row_reader.simulate(options.mistake);
         Ok(Self {
             peer,
+            mistake: options.mistake,
             control_up: false,
             data_up: false,
             control_known: false,
@@ -59,10 +69,10 @@ impl Lanes {
             up_since: Nanos(0),
             inbox_hint: false,
             row_hint: false,
-            ring_writer: RingWriter::new(RegionId::inbox(local), ring_bytes),
-            ring_reader: RingReader::new(RegionId::inbox(peer), ring_bytes),
-            row_writer: RowWriter::new(local),
-            row_reader: RowReader::new(peer),
+            ring_writer,
+            ring_reader,
+            row_writer,
+            row_reader,
             credit_told: 0,
         })
     }
@@ -70,10 +80,13 @@ impl Lanes {
     /// A new life of the data lane: positions and sequences start over.
     pub(crate) fn data_lane_up(&mut self, incarnation: Incarnation) {
         self.data_up = true;
-        self.ring_writer.reset(incarnation);
-        self.ring_reader.reset(incarnation);
-        self.row_writer.reset(incarnation);
-        self.row_reader.reset(incarnation);
+        let reused = |mutant| if self.mistake.is(mutant) { Incarnation(1) } else { incarnation };
+        let (ring, row) =
+            (reused(Mutant::ReuseRingIncarnation), reused(Mutant::ReuseRowIncarnation));
+        self.ring_writer.reset(ring);
+        self.ring_reader.reset(ring);
+        self.row_writer.reset(row);
+        self.row_reader.reset(row);
         self.credit_told = 0;
         self.inbox_hint = true;
         self.row_hint = true;

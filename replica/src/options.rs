@@ -1,6 +1,6 @@
 //! What a replica is told: limits and timers, all with defaults.
 
-use quorate_consensus::{Mutant, Nanos, NodeId};
+use quorate_consensus::{Mistake, Mutant, Nanos, NodeId, Whims};
 use std::time::Duration;
 
 /// Limits and timers of one replica.
@@ -34,9 +34,10 @@ pub struct NodeOptions {
     pub spin: Duration,
     /// A random number: names this life's session and seeds the election timers.
     pub seed: u64,
-    /// A mistake built in on purpose.
-    #[cfg(feature = "mutants")]
-    pub mutant: Option<Mutant>,
+    /// A mistake built in on purpose: none in a product.
+    pub mistake: Mistake,
+    /// Legal misbehaviour: none in a product.
+    pub whims: Whims,
 }
 
 /// Submissions of up to 8 MiB of value, with room for keys and framing.
@@ -61,20 +62,14 @@ impl NodeOptions {
             cache_bytes_max: 64 << 20,
             spin: Duration::from_micros(20),
             seed,
-            #[cfg(feature = "mutants")]
-            mutant: None,
+            mistake: Mistake::default(),
+            whims: Whims::default(),
         }
     }
 
     /// Whether this replica has the mistake: never without the feature `mutants`.
     pub(crate) fn is(&self, mutant: Mutant) -> bool {
-        #[cfg(feature = "mutants")]
-        return self.mutant == Some(mutant);
-        #[cfg(not(feature = "mutants"))]
-        {
-            let _ = mutant;
-            false
-        }
+        self.mistake.is(mutant)
     }
 
     /// Checks that the numbers go together.

@@ -230,8 +230,8 @@ impl Origin {
     }
 
     /// Tells clients whose time is over that they will not learn the outcome, and sends again what
-    /// seems lost. Returns how many were told.
-    pub(crate) fn on_time(&mut self, now: Nanos) -> u64 {
+    /// seems lost. Returns how many were told. `reject` is a known mistake: see `RejectInFlight`.
+    pub(crate) fn on_time(&mut self, now: Nanos, reject: bool) -> u64 {
         let waiting = !self.submissions.is_empty() || !self.open;
         if waiting && now.since(self.moved_at) >= RESEND_AFTER {
             self.send_again(now);
@@ -243,7 +243,8 @@ impl Origin {
             }
             if let Some(reply) = submission.reply.take() {
                 told += 1;
-                let _ = reply.send(Err(Failure::Unknown(Reason::TimedOut)));
+                let failure = if reject { Failure::Rejected } else { Failure::Unknown };
+                let _ = reply.send(Err(failure(Reason::TimedOut)));
             }
         }
         told
@@ -323,10 +324,10 @@ mod tests {
         let (reply, mut receiver) = oneshot::channel();
         origin.submit(1, items(&["a"]), reply, Nanos(0));
         origin.sent(1, Nanos(0));
-        assert_eq!(origin.on_time(Nanos::from_millis(101)), 1);
+        assert_eq!(origin.on_time(Nanos::from_millis(101), false), 1);
         assert_eq!(receiver.try_recv().unwrap(), Err(Failure::Unknown(Reason::TimedOut)));
         assert_eq!(origin.in_flight(), 1);
-        assert_eq!(origin.on_time(Nanos::from_millis(1_001)), 0);
+        assert_eq!(origin.on_time(Nanos::from_millis(1_001), false), 0);
         assert!(origin.is_due(), "after a second it is sent again");
     }
 }

@@ -1,7 +1,7 @@
 //! `quorate-sim`: runs seeds, says what failed and how to see it again.
 
 use clap::Parser;
-use quorate_sim::{Coverage, Outcome, Row, run, shrink};
+use quorate_sim::{Coverage, Outcome, Point, Row, run, shrink};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
@@ -191,6 +191,7 @@ struct Sum {
     probes: u64,
     faults: u64,
     coverage: Coverage,
+    whims: [u64; Point::ALL.len()],
     failures: Vec<(u64, String)>,
 }
 
@@ -206,6 +207,9 @@ impl Sum {
         self.probes += outcome.probes;
         self.faults += outcome.faults;
         self.coverage.add(&outcome.coverage);
+        for (sum, hits) in self.whims.iter_mut().zip(outcome.whims) {
+            *sum += hits;
+        }
         if let Some(what) = outcome.violation {
             println!("seed {} FAILED: {}", outcome.seed, what.lines().next().unwrap_or_default());
             self.failures.push((outcome.seed, what));
@@ -263,6 +267,10 @@ fn report(sum: &Sum, elapsed: Duration) {
     for row in Row::ALL {
         let (injected, observed) = sum.coverage.of(*row);
         println!("{:<50} {injected:>10} {observed:>10}", format!("{row:?} {}", row.what()));
+    }
+    println!("\n{:<50} {:>10}", "legal misbehaviour of the product", "times");
+    for (point, hits) in Point::ALL.iter().zip(sum.whims) {
+        println!("{:<50} {hits:>10}", format!("{point:?}"));
     }
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for (_, what) in &sum.failures {

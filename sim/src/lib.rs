@@ -35,6 +35,7 @@ mod world;
 
 pub use coverage::{Coverage, Row};
 pub use quorate_consensus::Mutant;
+pub use quorate_consensus::buggify::Point;
 pub use run::run_mutant;
 pub use run::{Outcome, run};
 pub use shrink::shrink;

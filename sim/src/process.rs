@@ -5,7 +5,7 @@ use crate::coverage::Row;
 use crate::medium::SimMedium;
 use crate::shape::Shape;
 use crate::spy::Spy;
-use quorate_consensus::{Ballot, Nanos, NodeId, Slot};
+use quorate_consensus::{Ballot, Mistake, Nanos, NodeId, Slot, Whims};
 use quorate_pmem_log::SyncSteps;
 use quorate_replica::{Clock, Handle, Node, NodeOptions};
 use std::sync::{Arc, Mutex};
@@ -129,7 +129,7 @@ impl std::fmt::Debug for Place {
 
 /// What the replica at `index` is told.
 #[must_use]
-pub(crate) fn options(index: usize, shape: &Shape, seed: u64) -> NodeOptions {
+pub(crate) fn options(index: usize, shape: &Shape, seed: u64, whims: &Whims) -> NodeOptions {
     let members = (1..=shape.nodes as u16).map(NodeId).collect();
     let mut options = NodeOptions::new(NodeId(index as u16 + 1), members, seed);
     options.heartbeat_interval = Duration::from_nanos(shape.heartbeat);
@@ -142,6 +142,7 @@ pub(crate) fn options(index: usize, shape: &Shape, seed: u64) -> NodeOptions {
     options.window_slots_max = shape.window_slots_max;
     options.window_bytes_max = shape.window_bytes_max;
     options.cache_bytes_max = shape.cache_bytes_max;
-    options.mutant = shape.mutant;
+    options.mistake = Mistake::of(shape.mutant);
+    options.whims = whims.clone();
     options
 }

@@ -9,6 +9,7 @@ use crate::transport::lock;
 use crate::world::World;
 use quorate_check::{History, Kv, Limits, Verdict, check};
 use quorate_consensus::Ballot;
+use quorate_consensus::buggify::Point;
 
 /// How long the healed core may take, besides what its time-outs allow.
 const LIVENESS_NANOS: u64 = 10_000 * MS;
@@ -40,6 +41,8 @@ pub struct Outcome {
     pub faults: u64,
     /// Injected and observed.
     pub coverage: Coverage,
+    /// How often each point of the product misbehaved.
+    pub whims: [u64; Point::ALL.len()],
     /// One line an event, if it was asked for.
     pub trace: Vec<String>,
 }
@@ -110,6 +113,7 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
         probes: world.checks.probes,
         faults,
         coverage: world.coverage.clone(),
+        whims: world.whims.hits(),
         trace: world.trace.take().map(Vec::from).unwrap_or_default(),
     }
 }
@@ -140,6 +144,7 @@ fn settle(world: &mut World) {
     world.core.clone_from(&whole);
     world.asking = false;
     world.with_net(|net| net.calm());
+    world.whims.calm();
     for &a in &whole {
         for &b in whole.iter().filter(|b| **b > a) {
             world.with_net(|net| net.heal(a, b));

@@ -3,6 +3,8 @@
 
 use crate::network::NetShape;
 use crate::random::Random;
+use quorate_consensus::Mutant;
+use quorate_consensus::buggify::Point;
 use quorate_pmem_log::{MediumKind, Profile};
 
 /// A millisecond.
@@ -68,7 +70,9 @@ pub(crate) struct Shape {
     /// How far each wall clock is off at first, in milliseconds.
     pub(crate) skews_ms: Vec<u64>,
     /// A mistake built into all replicas.
-    pub(crate) mutant: Option<quorate_consensus::Mutant>,
+    pub(crate) mutant: Option<Mutant>,
+    /// How seldom each point misbehaves: one in so many times; 0 for never.
+    pub(crate) whims: [u64; Point::ALL.len()],
 }
 
 impl Shape {
@@ -130,6 +134,7 @@ impl Shape {
             rates: (0..nodes).map(|_| random.between(rates.0, rates.1)).collect(),
             skews_ms: (0..nodes).map(|_| random.exponential(500)).collect(),
             mutant: None,
+            whims: draw_whims(random),
         }
     }
 
@@ -138,6 +143,19 @@ impl Shape {
     pub(crate) fn quorum(&self) -> usize {
         self.nodes / 2 + 1
     }
+}
+
+/// Legal misbehaviour of the product's own code: of few points in most runs, of all in some.
+fn draw_whims(random: &mut Random) -> [u64; Point::ALL.len()] {
+    let share = random.pick(&[0, 100_000, 300_000, 1_000_000]);
+    let mut rate = |_| {
+        let rate = random.pick(&[10, 50, 500]);
+        if random.chance(share) { rate } else { 0 }
+    };
+    let mut rates = std::array::from_fn(&mut rate);
+    // Every new segment is memory of the run, and half-open windows are the rule with one slot.
+    rates[Point::EarlyRoll as usize] *= 20;
+    rates
 }
 
 fn draw_net(random: &mut Random, slow: bool) -> NetShape {

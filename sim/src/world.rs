@@ -12,7 +12,7 @@ use crate::random::{Random, mix};
 use crate::shape::{MS, Shape};
 use crate::spy::Spy;
 use crate::transport::{SharedNet, SimTransport, lock};
-use quorate_consensus::{Incarnation, Slot};
+use quorate_consensus::{Incarnation, Mistake, Slot, Whims};
 use quorate_pmem_log::{MediumKind, Recovered, SyncSteps};
 use quorate_replica::Node;
 use std::cmp::Reverse;
@@ -109,6 +109,8 @@ pub(crate) struct World {
     pub(crate) hit: Vec<Option<usize>>,
     pub(crate) random: Random,
     pub(crate) client_random: Random,
+    /// Legal misbehaviour of the product.
+    pub(crate) whims: Whims,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
     lives: u64,
@@ -139,6 +141,7 @@ impl World {
             asking: true,
             random: Random::split(seed, 4),
             client_random: Random::split(seed, 5),
+            whims: Whims::new(Random::split(seed, 7).word(), shape.whims),
             queue: BinaryHeap::new(),
             order: 0,
             lives: 0,
@@ -494,7 +497,9 @@ impl World {
         if self.places[node].process.is_some() || self.places[node].refused {
             return;
         }
-        let steps = SyncSteps::default();
+        let mut steps = SyncSteps::default();
+        steps.mistake = Mistake::of(self.shape.mutant);
+        steps.whims = self.whims.clone();
         let fresh = Incarnation(self.random.word());
         let medium = Arc::clone(&self.places[node].medium);
         let opened = checks::open(Arc::clone(&medium), node, &self.shape, fresh, &steps);
@@ -565,7 +570,7 @@ impl World {
         self.lives += 1;
         let life = self.lives;
         let machine = SimMachine::new(life, Arc::clone(&self.ledger));
-        let options = options(node, &self.shape, self.random.word());
+        let options = options(node, &self.shape, self.random.word(), &self.whims);
         let made = Node::new(options, Box::new(transport), log, recovered, Box::new(machine));
         let product = match made {
             Ok(product) => product,

@@ -11,7 +11,8 @@
 use crate::integrity::{seeded_crc, word32, word64};
 use crate::{OpNumber, PostError, RegionId, Transport};
 use bytes::{BufMut, BytesMut};
-use quorate_consensus::{Ballot, Incarnation, NodeId, Row, RowFlags, Slot};
+use quorate_consensus::buggify::Point;
+use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, NodeId, Row, RowFlags, Slot, Whims};
 
 /// Bytes of a row, and of the region [`RegionId::row`].
 pub const ROW_BYTES: usize = 2 * LINE_BYTES;
@@ -25,6 +26,7 @@ pub struct RowWriter {
     incarnation: Incarnation,
     sequence: u64,
     arena: BytesMut,
+    whims: Whims,
 }
 
 impl RowWriter {
@@ -36,7 +38,13 @@ impl RowWriter {
             incarnation: Incarnation(0),
             sequence: 0,
             arena: BytesMut::new(),
+            whims: Whims::default(),
         }
+    }
+
+    /// For simulators: legal misbehaviour. Does nothing in a product, which has none.
+    pub fn simulate(&mut self, whims: Whims) {
+        self.whims = whims;
     }
 
     /// Starts over in a new life of the data lane.
@@ -56,6 +64,9 @@ impl RowWriter {
         row: &Row,
         consumed: u64,
     ) -> Result<OpNumber, PostError> {
+        if self.whims.has(Point::RefusedRow) {
+            return Err(PostError::Full(peer));
+        }
         let sequence = self.sequence + 1;
         let first = [
             row.promised.pack(),
@@ -98,13 +109,20 @@ pub struct RowReader {
     incarnation: Incarnation,
     /// Of the newest row taken.
     sequence: u64,
+    mistake: Mistake,
 }
 
 impl RowReader {
     /// For the row of `peer`, in this replica's [`RegionId::row`] of it ([`ROW_BYTES`] long).
     #[must_use]
     pub fn new(peer: NodeId) -> Self {
-        Self { region: RegionId::row(peer), incarnation: Incarnation(0), sequence: 0 }
+        let (incarnation, mistake) = (Incarnation(0), Mistake::default());
+        Self { region: RegionId::row(peer), incarnation, sequence: 0, mistake }
+    }
+
+    /// For simulators: builds a mistake in. Does nothing in a product, which has none.
+    pub fn simulate(&mut self, mistake: Mistake) {
+        self.mistake = mistake;
     }
 
     /// Starts over in a new life of the data lane.
@@ -120,10 +138,11 @@ impl RowReader {
         transport.copy_out(self.region, 0, &mut bytes);
         let (first, second) = bytes.split_at(LINE_BYTES);
         let sequence = word64(first, 8);
-        if sequence <= self.sequence || word64(second, 8) != sequence {
+        let believed = self.mistake.is(Mutant::BelieveRow);
+        if sequence <= self.sequence || word64(second, 8) != sequence && !believed {
             return None;
         }
-        if !self.checks(first) || !self.checks(second) {
+        if !believed && (!self.checks(first) || !self.checks(second)) {
             return None;
         }
         self.sequence = sequence;

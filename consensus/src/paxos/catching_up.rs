@@ -2,6 +2,7 @@
 //! link to the leader.
 
 use super::{LOG_READS_MAX, LogRead, Paxos};
+use crate::buggify::Point;
 use crate::role::Role;
 use crate::{Ballot, Entry, Message, Nanos, NodeId, Slot};
 use alloc::vec::Vec;
@@ -133,6 +134,7 @@ impl Paxos {
 
     pub(super) fn on_catch_up_request(&mut self, from: NodeId, first: Slot, bytes_max: u32) {
         let last = self.commit_slot;
+        let bytes_max = if self.settings.whims.has(Point::ShortCatchUp) { 1 } else { bytes_max };
         if first > last || first >= self.acceptor.window.first() {
             let entries = self.acceptor.window.entries(first, last, bytes_max as usize);
             self.reply_to_catch_up(from, first, entries);

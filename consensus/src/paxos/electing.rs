@@ -8,6 +8,7 @@
 //! * *phase 1 adopts*: a candidate needs no complete log to win, it fetches what it lacks.
 
 use super::{Notice, Paxos};
+use crate::buggify::Point;
 use crate::role::{Adopting, Adoption, Candidate, PreCandidate, PromiseHeld, Role};
 use crate::{Ballot, Entry, Message, Mutant, Nanos, NodeId, Run, Slot};
 use alloc::vec::Vec;
@@ -21,7 +22,8 @@ impl Paxos {
     pub(super) fn rest_election_timer(&mut self) {
         let Self { settings, chance, .. } = self;
         let wait = chance.between(settings.election_timeout_min, settings.election_timeout_max);
-        self.election_at = self.now + wait;
+        let early = settings.whims.has(Point::EarlyElection);
+        self.election_at = self.now + if early { Nanos(wait.0 / 8) } else { wait };
     }
 
     pub(super) fn on_election_timer(&mut self) {
@@ -171,7 +173,7 @@ impl Paxos {
         runs: Vec<Run>,
     ) {
         let Role::Candidate(candidate) = &mut self.role else { return };
-        if candidate.ballot != ballot
+        if candidate.ballot != ballot && !self.settings.is(Mutant::CountOldPromises)
             || candidate.from != from
             || candidate.promises.iter().any(|promise| promise.node == node)
         {
@@ -180,7 +182,11 @@ impl Paxos {
         candidate.promises.push(PromiseHeld { node, commit_slot, runs });
         let promises = &candidate.promises;
         let own = promises.iter().any(|promise| promise.node == self.settings.node);
-        let promised = |node| promises.iter().any(|promise| promise.node == node);
+        // A mistake: whoever promised nothing counts in the place of the first other elector.
+        let assumed = self.peers.first().map(|peer| peer.node);
+        let assumed = assumed.filter(|_| self.settings.is(Mutant::ElectOnMinority));
+        let promised =
+            |node| Some(node) == assumed || promises.iter().any(|promise| promise.node == node);
         if own && self.configurations.is_quorum_from(from, promised) {
             self.begin_adoption();
         }
@@ -276,7 +282,8 @@ impl Paxos {
         if ballot != self.acceptor.promised() || first < self.acceptor.window.first() {
             return;
         }
-        let bytes_max = self.settings.catch_up_bytes as usize;
+        let short = self.settings.whims.has(Point::ShortValues);
+        let bytes_max = if short { 1 } else { self.settings.catch_up_bytes as usize };
         let entries = self.acceptor.window.entries(first, last, bytes_max);
         self.send(from, Message::Values { ballot, entries });
     }

@@ -1,6 +1,7 @@
 //! The leader: proposes, ships, counts durable votes, and knows what is chosen.
 
 use super::{Notice, Paxos};
+use crate::buggify::Point;
 use crate::role::{Adopting, Adoption, Leader, Progress, Role};
 use crate::{Ballot, Message, Mutant, NodeId, Row, Slot, Value};
 use alloc::vec::Vec;
@@ -130,8 +131,10 @@ impl Paxos {
             last = last.next();
         }
         let last = last.previous();
+        let last = if self.settings.whims.has(Point::ShortShipment) { first } else { last };
         let values = window.values(first, last);
-        let commit_slot = self.commit_slot;
+        let ahead = self.settings.is(Mutant::CommitAhead);
+        let commit_slot = if ahead { last } else { self.commit_slot };
         Some(Shipment { ballot: leader.ballot, first, last, commit_slot, values })
     }
 

@@ -7,6 +7,7 @@ mod leading;
 mod reading;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
+use crate::buggify::Point;
 use crate::role::{Role, RoleName};
 use crate::settings::Chance;
 use crate::window::Window;
@@ -200,6 +201,9 @@ impl Paxos {
                 peer.heartbeat_due = true;
             }
         }
+        if self.settings.whims.has(Point::ExtraRows) {
+            self.mark_rows_due();
+        }
         self.check_quorum();
         if self.now >= self.election_at {
             self.on_election_timer();
@@ -382,9 +386,10 @@ impl Paxos {
     pub fn on_applied(&mut self, slot: Slot) {
         assert!(slot >= self.applied_slot && slot <= self.commit_slot, "applied ⊆ chosen");
         self.applied_slot = slot;
+        let eager = self.settings.whims.has(Point::EagerEviction);
         self.acceptor.window.shrink(
             slot,
-            self.settings.cache_bytes_max,
+            if eager { 0 } else { self.settings.cache_bytes_max },
             (self.settings.window_slots_max * 4) as usize,
         );
         self.resume_catch_up();

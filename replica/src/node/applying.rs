@@ -8,7 +8,8 @@ use bytes::{Buf, Bytes};
 use quorate_consensus::batch::{
     CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
 };
-use quorate_consensus::session::Admission;
+use quorate_consensus::buggify::Point;
+use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{Mutant, Slot, Value, ValueKind};
 
 /// Payload bytes applied in one turn before the transport is looked at again.
@@ -30,6 +31,9 @@ impl Node {
             };
             let value = value.clone();
             bytes += value.bytes.len().max(64);
+            if self.options.whims.has(Point::ShortApply) {
+                bytes = APPLY_BYTES_PER_TURN;
+            }
             self.apply_value(slot, &value);
             busy = true;
             if let Some(core) = &mut self.core {
@@ -43,7 +47,9 @@ impl Node {
         let Some(core) = &self.core else { return false };
         let (first, commit) = (core.applied_slot().next(), core.commit_slot());
         let mut entries = Vec::new();
-        if let Err(error) = self.log.read(first, APPLY_BYTES_PER_TURN, &mut entries) {
+        let short = self.options.whims.has(Point::ShortReplay);
+        let bytes_max = if short { 1 } else { APPLY_BYTES_PER_TURN };
+        if let Err(error) = self.log.read(first, bytes_max, &mut entries) {
             tracing::error!(slot = %first, %error, "a chosen slot cannot be read back");
             self.fail_log(&error);
             return false;
@@ -55,6 +61,9 @@ impl Node {
                 core.on_applied(entry.slot);
             }
             busy = true;
+        }
+        if busy && self.options.is(Mutant::DropSessions) {
+            self.sessions = SessionTable::new();
         }
         busy
     }

@@ -7,8 +7,9 @@ use crate::lanes;
 use crate::options::nanos;
 use bytes::BufMut;
 use quorate_consensus::batch::BATCH_HEADER_BYTES;
+use quorate_consensus::buggify::Point;
 use quorate_consensus::{
-    Message, NodeId, Notice, Persist, PersistNumber, Shipment, Slot, Value, ValueKind,
+    Message, Mutant, NodeId, Notice, Persist, PersistNumber, Shipment, Slot, Value, ValueKind,
 };
 use quorate_pmem_log::{LogError, Record};
 use quorate_transport::PostError;
@@ -49,10 +50,11 @@ impl Node {
             let Some(core) = &mut self.core else { return };
             let due =
                 self.origin.is_due() || !self.forwarded.is_empty() || self.relay.is_due() || tick;
-            if !due || !core.can_propose() {
+            if !due || !core.can_propose() || self.options.whims.has(Point::SmallWindow) {
                 return;
             }
-            let limit = self.options.batch_bytes_max;
+            let short = self.options.whims.has(Point::ShortBatch);
+            let limit = if short { 1 } else { self.options.batch_bytes_max };
             arena::reserve(&mut self.batch, BATCH_HEADER_BYTES);
             self.stamped_ms = self.stamped_ms.max(self.clock.wall_ms).max(self.time_ms);
             self.batch.put_u64_le(self.stamped_ms);
@@ -132,7 +134,7 @@ impl Node {
     pub(super) fn let_effects_out(&mut self) -> bool {
         let mut busy = self.append();
         busy |= self.ship();
-        if self.log_failure.is_none() {
+        if self.log_failure.is_none() && !self.options.whims.has(Point::LateFlush) {
             if let Err(error) = self.log.flush() {
                 self.on_log_error(&error);
             }
@@ -159,7 +161,11 @@ impl Node {
                 Persist::Promise(ballot) => Record::Promise(*ballot),
                 Persist::Entry(entry) => Record::Entry(entry.clone()),
             };
-            if let Err(error) = self.log.append(&record, core.log_commit_slot()) {
+            let commit_slot = match &persist {
+                Persist::Entry(entry) if self.options.is(Mutant::LogCommitAhead) => entry.slot,
+                _ => core.log_commit_slot(),
+            };
+            if let Err(error) = self.log.append(&record, commit_slot) {
                 self.unappended = Some(persist);
                 self.on_log_error(&error);
                 break;
@@ -174,8 +180,13 @@ impl Node {
         if self.log_failure.is_some() {
             return false;
         }
+        if self.options.whims.has(Point::LateDurable) {
+            return false;
+        }
         match self.log.durable() {
             Ok(lsn) => {
+                let staged = self.options.is(Mutant::TrustStaged);
+                let lsn = if staged { self.log.appended() } else { lsn };
                 let Some(core) = &mut self.core else { return false };
                 let number = PersistNumber(lsn.0);
                 let moved = number > core.durable_through();
@@ -222,6 +233,10 @@ impl Node {
             self.fail_reads(&Reason::LogFailed);
         }
         if let Some(core) = &mut self.core {
+            if self.options.is(Mutant::VoteWhenPoisoned) {
+                core.on_persisted(PersistNumber(self.log.appended().0));
+                return;
+            }
             core.on_log_failure();
         }
     }

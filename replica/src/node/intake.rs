@@ -7,7 +7,8 @@ use crate::options::nanos;
 use crate::relay;
 use bytes::Bytes;
 use quorate_consensus::batch::{groups_are_whole, take_group, take_item};
-use quorate_consensus::{Genesis, Message, Nanos, NodeId};
+use quorate_consensus::buggify::Point;
+use quorate_consensus::{Genesis, Message, Mutant, Nanos, NodeId};
 use quorate_transport::{Event, Lane, RegionId, codec};
 use std::sync::atomic::Ordering;
 
@@ -259,8 +260,10 @@ impl Node {
         for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up && lanes.data_known) {
             let peer = lanes.peer;
             // A log without room takes nothing more in: the ring fills, the leader stops.
+            let whims = &self.options.whims;
             let look = lanes.inbox_hint || !hints || lanes.ring_reader.suspicious();
-            if look && !self.log_full {
+            let look = look || whims.has(Point::ExtraLook);
+            if look && !self.log_full && !whims.has(Point::LateLook) {
                 lanes.inbox_hint = false;
                 loop {
                     let failure =
@@ -280,7 +283,8 @@ impl Node {
                     break;
                 }
             }
-            if lanes.row_hint || !hints {
+            let look = lanes.row_hint || !hints || whims.has(Point::ExtraLook);
+            if look && !whims.has(Point::LateLook) {
                 lanes.row_hint = false;
                 if let Some((row, consumed)) = lanes.row_reader.poll(self.transport.as_ref()) {
                     busy = true;
@@ -347,7 +351,9 @@ impl Node {
                     self.relay.submit(&group, bytes, reply, arrived);
                 }
             }
-            Request::Read { count, queries, consistency: Consistency::Stale, reply } => {
+            Request::Read { count, queries, consistency, reply }
+                if consistency == Consistency::Stale || self.options.is(Mutant::ReadLocally) =>
+            {
                 self.counters.stale_reads += u64::from(count);
                 let answers = self.run_queries(&queries);
                 let _ = reply.send(Ok(answers));

@@ -19,6 +19,7 @@ use crate::origin::Origin;
 use crate::relay::Relay;
 use crate::status::{Counters, Latencies};
 use bytes::{Bytes, BytesMut};
+use quorate_consensus::buggify::Point;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{
     Accept, Ballot, Configurations, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady,
@@ -158,7 +159,7 @@ impl Node {
         let peers = transport.peers();
         let lanes = peers
             .iter()
-            .map(|&peer| Lanes::open(transport.as_mut(), peer, options.ring_bytes))
+            .map(|&peer| Lanes::open(transport.as_mut(), peer, &options))
             .collect::<Result<Vec<_>, _>>()?;
         let genesis = match &recovered.identity.genesis {
             Some(document) => Some(Genesis::decode(document).ok_or(NodeError::Genesis)?),
@@ -259,10 +260,8 @@ impl Node {
         settings.window_bytes_max = self.options.window_bytes_max;
         settings.cache_bytes_max = self.options.cache_bytes_max;
         settings.seed = self.options.seed;
-        #[cfg(feature = "mutants")]
-        {
-            settings.mutant = self.options.mutant;
-        }
+        settings.mistake = self.options.mistake;
+        settings.whims = self.options.whims.clone();
         let restored = self.restored(&genesis)?;
         tracing::info!(
             cluster = format_args!("{:016x}", genesis.cluster),
@@ -354,7 +353,11 @@ impl Node {
         }
         if now.since(self.checked_at) >= CHECK_EVERY {
             self.checked_at = now;
-            self.counters.failures += self.origin.on_time(now);
+            if self.options.whims.has(Point::EarlyResend) {
+                self.origin.send_again(now);
+            }
+            let reject = self.options.is(Mutant::RejectInFlight);
+            self.counters.failures += self.origin.on_time(now, reject);
             self.expire_requests();
             self.refuse_strangers();
         }

@@ -7,7 +7,8 @@ use super::{
 use crate::integrity::{mix, seeded_crc};
 use crate::{OpNumber, PostError, RegionId, Transport};
 use bytes::{BufMut, Bytes, BytesMut};
-use quorate_consensus::{Ballot, Incarnation, NodeId, Slot, Value};
+use quorate_consensus::buggify::Point;
+use quorate_consensus::{Ballot, Incarnation, NodeId, Slot, Value, Whims};
 
 /// Headers and trailers are cut from chunks of this many bytes.
 const ARENA_CHUNK_BYTES: usize = 64 << 10;
@@ -30,6 +31,7 @@ pub struct RingWriter {
     arena: BytesMut,
     /// The pieces of the record in the making; empty between calls, kept for its storage.
     pieces: Vec<Bytes>,
+    whims: Whims,
 }
 
 /// What [`RingWriter::ship`] posted.
@@ -93,7 +95,13 @@ impl RingWriter {
             sequence: 1,
             arena: BytesMut::new(),
             pieces: Vec::new(),
+            whims: Whims::default(),
         }
+    }
+
+    /// For simulators: legal misbehaviour. Does nothing in a product, which has none.
+    pub fn simulate(&mut self, whims: Whims) {
+        self.whims = whims;
     }
 
     /// Starts over in a new life of the data lane: position 0, sequence 1.
@@ -147,6 +155,9 @@ impl RingWriter {
     ) -> Result<Shipped, ShipError> {
         let mut values = values.into_iter().peekable();
         let length = values.peek().ok_or(ShipError::Empty)?.bytes.len();
+        if self.whims.has(Point::NoCredit) {
+            return Err(ShipError::NoCredit { needed: record_bytes(1, length), free: self.free() });
+        }
         let place = self.place(transport, peer, length)?;
         self.pieces.clear();
         self.reserve_arena();
@@ -158,6 +169,7 @@ impl RingWriter {
         for value in values {
             let grown = payload + value.bytes.len();
             let full = count == RECORD_VALUES_MAX
+                || count > 0 && self.whims.has(Point::ShortRecord)
                 || record_bytes(count + 1, grown) > place.budget
                 || grown > RECORD_BYTES_SOFT_MAX;
             if count > 0 && full {
