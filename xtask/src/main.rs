@@ -2,6 +2,8 @@
 //!
 //! - `deps`: licences, banned crates, sources, duplicates, and `docs/dependencies.md`.
 //! - `tidy`: habits of this repository that no compiler checks.
+//! - `bindings [--check]`: the declarations of libibverbs and librdmacm, made from their headers.
+//! - `ledger [--check]`: `docs/unsafe-ledger.md`, every `unsafe` with its obligation.
 //! - `no-io`: the proof that no I/O is reachable from `consensus`.
 //!
 //! Each prints its faults with file and line, then one line with what it checked, and fails when
@@ -9,7 +11,9 @@
 
 #![forbid(unsafe_code)]
 
+mod bindings;
 mod dependencies;
+mod ledger;
 mod licence;
 mod no_io;
 mod report;
@@ -20,13 +24,16 @@ use std::process::ExitCode;
 
 use report::Report;
 
-const USAGE: &str = "usage: cargo xtask <deps|tidy|no-io>";
+const USAGE: &str = "usage: cargo xtask <deps|tidy|no-io|bindings [--check]|ledger [--check]>";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.as_slice() {
         [command] if command == "deps" => dependencies::run(),
-
+        [command] if command == "ledger" => ledger::run(false),
+        [command, check] if command == "ledger" && check == "--check" => ledger::run(true),
+        [command] if command == "bindings" => bindings::run(false),
+        [command, check] if command == "bindings" && check == "--check" => bindings::run(true),
         [command] if command == "tidy" => tidy::run(),
         [command] if command == "no-io" => no_io::run(),
         _ => Err(USAGE.to_owned()),
