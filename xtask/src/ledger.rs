@@ -105,7 +105,7 @@ fn place(lines: &[&str], index: usize) -> String {
     found.unwrap_or_else(|| own.to_owned())
 }
 
-/// The comment that states the obligation: `SAFETY:`, or `# Safety` of a function.
+/// The comment that states the obligation of a line.
 fn obligation(lines: &[&str], index: usize) -> String {
     let comment = |line: &str| {
         let line = line.trim_start();
