@@ -1,7 +1,7 @@
 //! The audited boundary of Quorate: what the language cannot say by itself.
 //!
-//! * [`cache`]: writing cache lines back to memory, which persistent memory needs and for which the
-//!   standard library has no intrinsic.
+//! * [`cache`]: stores that leave the cache for memory, which persistent memory needs and for which
+//!   the standard library has no intrinsic.
 //! * `verbs` (feature `rdma`): safe objects over libibverbs, which is loaded when it is asked for;
 //!   and `memory`, which peers may write while we read.
 //! * `fake` (feature `fake-verbs`): a device of the mind behind the same functions, so that all that

@@ -1,9 +1,10 @@
 //! The public face of the log: what is asked of it, and what it answers.
 
+use crate::error::OpenError;
 use quorate_consensus::{Ballot, Entry, Incarnation, NodeId, Slot};
-use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::{fmt, fs, io};
 
 /// What an acknowledged write survives. Asked for when a log is opened; a medium that cannot keep
 /// it refuses to open.
@@ -23,6 +24,9 @@ pub enum MediumKind {
     /// Preallocated segment files, aligned batched `pwrite`, `fdatasync` with group commit:
     /// [`Durability::PowerFailure`].
     File,
+    /// Persistent memory, by way of a DAX file system mapped with `MAP_SYNC`:
+    /// [`Durability::PowerFailure`].
+    Dax,
     /// The persistent-memory code path over an ordinary mapped file:
     /// [`Durability::ProcessCrash`].
     Emulated,
@@ -35,7 +39,7 @@ impl MediumKind {
     #[must_use]
     pub const fn durability(self) -> Durability {
         match self {
-            Self::File => Durability::PowerFailure,
+            Self::File | Self::Dax => Durability::PowerFailure,
             Self::Emulated => Durability::ProcessCrash,
             Self::Memory => Durability::Volatile,
         }
@@ -46,6 +50,7 @@ impl fmt::Display for MediumKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::File => "file",
+            Self::Dax => "dax",
             Self::Emulated => "emulated",
             Self::Memory => "memory",
         })
@@ -57,9 +62,10 @@ impl FromStr for MediumKind {
     fn from_str(word: &str) -> Result<Self, String> {
         match word {
             "file" => Ok(Self::File),
+            "dax" => Ok(Self::Dax),
             "emulated" => Ok(Self::Emulated),
             "memory" => Ok(Self::Memory),
-            _ => Err(format!("'{word}' is no durability: use file, emulated or memory")),
+            _ => Err(format!("'{word}' is no durability: use file, dax, emulated or memory")),
         }
     }
 }
@@ -71,6 +77,28 @@ impl fmt::Display for Durability {
             Self::ProcessCrash => "process crash (lost with the machine)",
             Self::PowerFailure => "power failure",
         })
+    }
+}
+
+/// One life of a machine, from one start of its kernel to the next: what
+/// [`Durability::ProcessCrash`] ends with. Zero where nothing ends with it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Boot(pub u128);
+
+impl Boot {
+    /// This life of this machine: random, chosen by the kernel (random(4), `boot_id`).
+    ///
+    /// # Errors
+    /// [`OpenError::NoBoot`] if the system does not tell.
+    pub fn current() -> Result<Self, OpenError> {
+        let path = "/proc/sys/kernel/random/boot_id";
+        let refused = |source| OpenError::NoBoot { path: path.into(), source };
+        let text = fs::read_to_string(path).map_err(refused)?;
+        let digits: String = text.trim().chars().filter(|digit| *digit != '-').collect();
+        match u128::from_str_radix(&digits, 16) {
+            Ok(number) if number != 0 => Ok(Self(number)),
+            _ => Err(refused(io::ErrorKind::InvalidData.into())),
+        }
     }
 }
 
@@ -133,8 +161,13 @@ pub struct Recovered {
     /// The highest ballot promised or accepted, [`Ballot::ZERO`] for none.
     pub promised: Ballot,
     /// Whether `promised` is certainly all: false if the log ends in damage, where a higher promise
-    /// may have stood. Damage elsewhere loses none, since every record restates the promise.
+    /// may have stood, or if it is `outlived`. Damage elsewhere loses none, since every record
+    /// restates the promise.
     pub promise_certain: bool,
+    /// Whether the machine was started again since the log was made, on a medium that does not
+    /// survive that: any record may be missing at its end, and nothing that is left can tell. It
+    /// stays so for the rest of the log's life.
+    pub outlived: bool,
     /// The highest slot that the log says is chosen.
     pub commit_slot: Slot,
     /// Up to here every entry that the log keeps is certainly the newest one that was written.

@@ -71,13 +71,13 @@ pub enum OpenError {
         asked: MediumKind,
     },
     /// It was written by another version of this program.
-    #[error("{} has log format {found}; this program reads format {readable}: use the version that wrote it", directory.display())]
+    #[error("{} has log format {found}; this program reads formats up to {readable}: use the version that wrote it", directory.display())]
     UnknownVersion {
         /// The directory.
         directory: PathBuf,
         /// The version found.
         found: u32,
-        /// The version that this program reads.
+        /// The newest version that this program reads.
         readable: u32,
     },
     /// Both copies of the superblock are unreadable, or it is missing beside segments.
@@ -94,9 +94,30 @@ pub enum OpenError {
         /// The directory.
         directory: PathBuf,
         /// What it is on.
-        filesystem: &'static str,
+        filesystem: String,
         /// What was asked for.
         asked: MediumKind,
+    },
+    /// The directory is not on persistent memory that can be mapped as such.
+    #[error("{} is on {filesystem}, where flushed cache lines are no safe place ({why}): 'dax' needs \
+        ext4 or xfs on persistent memory, mounted with -o dax; use such a directory, or say durability = \"file\"",
+        directory.display())]
+    NotDax {
+        /// The directory.
+        directory: PathBuf,
+        /// What it is on.
+        filesystem: String,
+        /// What is missing.
+        why: String,
+    },
+    /// The system does not say which life of the machine this is.
+    #[error("cannot read {}, which tells one start of this machine from the next: 'emulated' must know, \
+        since it does not survive the machine ({source}). Mount /proc, or say durability = \"file\"", path.display())]
+    NoBoot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
     },
     /// An option is out of range.
     #[error("{what}")]

@@ -3,8 +3,12 @@
 
 use quorate_consensus::{Ballot, Incarnation, Slot, ValueKind};
 
-/// The version that this program writes and reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The version of the superblock, and so of the whole, that this program writes.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+/// The oldest version that it reads.
+pub(crate) const FORMAT_VERSION_MIN: u32 = 1;
+/// The version of segments, in which all versions so far agree.
+const SEGMENT_VERSION: u32 = 1;
 /// The bytes before each record's payload, and at the start of each segment.
 pub(crate) const HEADER_BYTES: usize = 64;
 /// Records stand at multiples of this, and so do the stores of a mapped medium.
@@ -187,7 +191,7 @@ impl SegmentHeader {
     pub(crate) fn encode(&self, geometry: &Geometry) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..8].copy_from_slice(&SEGMENT_MAGIC);
-        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.number.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.previous_end.to_le_bytes());
         bytes[32] = u8::from(self.recycled);
@@ -200,7 +204,7 @@ impl SegmentHeader {
     pub(crate) fn decode(bytes: &[u8], geometry: &Geometry, number: u64) -> Option<Self> {
         let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         let version = u32_at(bytes, 8);
-        if bytes[0..8] != SEGMENT_MAGIC || version != FORMAT_VERSION {
+        if bytes[0..8] != SEGMENT_MAGIC || version != SEGMENT_VERSION {
             return None;
         }
         let checksum = geometry.checksum(geometry.position(number, 0), &bytes[16..]);

@@ -64,7 +64,7 @@ mod segments;
 mod superblock;
 
 pub use api::{
-    Damage, Durability, End, Identity, LogOptions, LogStatistics, Lsn, MediumKind, Record,
+    Boot, Damage, Durability, End, Identity, LogOptions, LogStatistics, Lsn, MediumKind, Record,
     Recovered,
 };
 pub use checkpoint::{

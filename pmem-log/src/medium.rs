@@ -20,8 +20,9 @@
 mod directory;
 mod file;
 mod mapped;
+mod mapping;
 
-use crate::api::{Durability, MediumKind};
+use crate::api::{Boot, Durability, MediumKind};
 use crate::error::OpenError;
 use std::fmt::Debug;
 use std::io;
@@ -53,6 +54,12 @@ pub trait Medium: Send + Sync + Debug {
     /// What its areas survive.
     fn durability(&self) -> Durability {
         self.profile().kind.durability()
+    }
+
+    /// In which life of the machine it was opened, where what it keeps ends with that; see
+    /// [`Boot`].
+    fn boot(&self) -> Boot {
+        Boot::default()
     }
 
     /// Where `name` is, for messages.
@@ -113,6 +120,15 @@ pub trait Area: Send + Sync + Debug {
     /// # Errors
     /// What the system says; the log is then poisoned.
     fn persist(&self, offset: u64, bytes: u64) -> io::Result<()>;
+
+    /// Makes durable what somebody else may have written to this range: the process before this
+    /// one, or whoever copied the file.
+    ///
+    /// # Errors
+    /// As [`Area::persist`].
+    fn adopt(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.persist(offset, bytes)
+    }
 }
 
 /// Opens a directory, made if it is missing, as a medium of this kind.
@@ -122,6 +138,7 @@ pub trait Area: Send + Sync + Debug {
 pub fn open_medium(kind: MediumKind, directory: &Path) -> Result<Arc<dyn Medium>, OpenError> {
     Ok(match kind {
         MediumKind::File => Arc::new(FileMedium::open(directory)?),
+        MediumKind::Dax => Arc::new(MappedMedium::dax(directory)?),
         MediumKind::Emulated => Arc::new(MappedMedium::open(directory)?),
         MediumKind::Memory => Arc::new(MappedMedium::memory()),
     })

@@ -1,6 +1,6 @@
 //! Opening: format an empty place, or find out what a log holds.
 
-use crate::api::{Damage, LogOptions, Recovered};
+use crate::api::{Damage, Durability, LogOptions, Recovered};
 use crate::checkpoint::is_checkpoint;
 use crate::error::OpenError;
 use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX};
@@ -55,6 +55,7 @@ pub(crate) fn open(
         format(medium, options, fresh, &names)?
     };
     check(medium, options, &store.current)?;
+    let outlived = outlived(medium.as_ref(), &store.current);
     let geometry = geometry(&store.current);
     let (mut segments, retired) = list(medium, &store.current, &names)?;
     for name in &retired {
@@ -66,7 +67,22 @@ pub(crate) fn open(
     let spares: Vec<_> = names.into_iter().filter(|name| is_spare(name)).collect();
     let keeper = Keeper::new(Arc::clone(medium), geometry, store, &spares)
         .map_err(|source| refused(medium, "open the spares of", "", source))?;
-    found.finish(medium, geometry, keeper, segments)
+    let mut opened = found.finish(medium, geometry, keeper, segments)?;
+    opened.recovered.outlived = outlived;
+    opened.recovered.promise_certain &= !outlived;
+    Ok(opened)
+}
+
+/// Whether the machine was started again since the log was made, and the log was not made to survive
+/// that. Then what was written last may be missing, and the rest looks whole.
+fn outlived(medium: &dyn Medium, superblock: &Superblock) -> bool {
+    let outlived =
+        medium.durability() < Durability::PowerFailure && superblock.boot != medium.boot();
+    if outlived {
+        let directory = medium.path("");
+        tracing::warn!(?directory, "this log was made before the machine was last started");
+    }
+    outlived
 }
 
 /// What the superblock says about places.
@@ -134,6 +150,7 @@ fn format(
         opened_at: bytes,
         durable: bytes,
         first_segment: 1,
+        boot: medium.boot(),
         genesis: None,
     };
     SuperblockStore::create(medium.as_ref(), superblock)
@@ -215,7 +232,7 @@ fn settle(
             let zeros = vec![0; (torn_end - cut) as usize];
             last.area.write(cut, &zeros)?;
         }
-        last.area.persist(0, written)
+        last.area.adopt(0, written)
     };
     let name = segment_name(last.number);
     settled().map_err(|source| refused(medium, "settle", &name, source))
@@ -283,6 +300,7 @@ impl Found {
             identity,
             promised: self.promised,
             promise_certain: !self.tail.ends_damaged,
+            outlived: false,
             commit_slot: self.commit_slot,
             intact_through: self.index.first_damaged().map_or(last_slot, Slot::previous),
             first_slot: self.index.first().unwrap_or(last_slot.next()),

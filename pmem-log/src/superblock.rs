@@ -4,10 +4,11 @@
 //! [`COPY_BYTES`] in one area. A change writes and persists the first, then the second: at any
 //! moment one of them is whole, and at rest either alone is enough.
 
-use crate::api::{Identity, MediumKind};
+use crate::api::{Boot, Identity, MediumKind};
 use crate::error::OpenError;
 use crate::format::{
-    FORMAT_VERSION, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX, WORD_BYTES, u32_at, u64_at,
+    FORMAT_VERSION, FORMAT_VERSION_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX,
+    WORD_BYTES, u32_at, u64_at,
 };
 use crate::medium::{Area, Medium};
 use bytes::Bytes;
@@ -48,6 +49,9 @@ pub(crate) struct Superblock {
     pub(crate) durable: u64,
     /// Segments with lower numbers were trimmed.
     pub(crate) first_segment: u64,
+    /// The life of the machine in which the log was made, if the medium ends with it. Never changed:
+    /// who came into another life without its end stays without it.
+    pub(crate) boot: Boot,
     pub(crate) genesis: Option<Bytes>,
 }
 
@@ -75,6 +79,7 @@ impl Superblock {
             MediumKind::File => 1,
             MediumKind::Emulated => 2,
             MediumKind::Memory => 3,
+            MediumKind::Dax => 4,
         };
         bytes[27] = u8::from(self.genesis.is_some());
         bytes[28..32].copy_from_slice(&(self.alignment as u32).to_le_bytes());
@@ -85,6 +90,7 @@ impl Superblock {
         bytes[64..72].copy_from_slice(&self.first_segment.to_le_bytes());
         bytes[72..76].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[76..80].copy_from_slice(&(genesis.len() as u32).to_le_bytes());
+        bytes[80..96].copy_from_slice(&self.boot.0.to_le_bytes());
         bytes[GENESIS_OFFSET..].copy_from_slice(genesis);
         let checksum = crc32c::crc32c(&bytes[16..]);
         bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
@@ -102,7 +108,8 @@ impl Superblock {
         // The magic number, the version and this checksum stay where they are in every version. A
         // version that fails the checksum is believed too, if it is near: a later layout may have
         // its length elsewhere.
-        if version != FORMAT_VERSION && (whole || version.abs_diff(FORMAT_VERSION) < 1000) {
+        let known = (FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version);
+        if !known && (whole || version.abs_diff(FORMAT_VERSION) < 1000) {
             return Err(Unreadable::Version(version));
         }
         if !whole {
@@ -112,8 +119,12 @@ impl Superblock {
             1 => MediumKind::File,
             2 => MediumKind::Emulated,
             3 => MediumKind::Memory,
+            4 => MediumKind::Dax,
             _ => return Err(Unreadable::Damaged),
         };
+        // The first version has zeros there, if anything.
+        let boot = u128::from(u64_at(bytes, 88)) << 64 | u128::from(u64_at(bytes, 80));
+        let boot = Boot(if version == FORMAT_VERSION_MIN { 0 } else { boot });
         let genesis = &bytes[GENESIS_OFFSET..GENESIS_OFFSET + genesis_bytes.min(GENESIS_BYTES_MAX)];
         let superblock = Self {
             generation: u64_at(bytes, 16),
@@ -126,6 +137,7 @@ impl Superblock {
             opened_at: u64_at(bytes, 56),
             durable: u64_at(bytes, 48),
             first_segment: u64_at(bytes, 64),
+            boot,
             genesis: (bytes[27] == 1).then(|| Bytes::copy_from_slice(genesis)),
         };
         if superblock.agrees() { Ok(superblock) } else { Err(Unreadable::Damaged) }
@@ -226,6 +238,7 @@ mod tests {
             opened_at: 5_000_000,
             durable: 6_000_000,
             first_segment: 4,
+            boot: Boot(0x0123_4567_89ab_cdef_0fed_cba9_8765_4321),
             genesis: Some(Bytes::from_static(b"founded by three")),
         }
     }
@@ -242,6 +255,13 @@ mod tests {
         for length in 0..whole.len() {
             assert!(Superblock::decode(&whole[..length]).is_err(), "length {length}");
         }
+    }
+
+    #[test]
+    fn a_superblock_of_the_first_version_names_no_boot() {
+        let mut bytes = superblock().encode();
+        bytes[8] = 1;
+        assert_eq!(Superblock::decode(&bytes), Ok(Superblock { boot: Boot(0), ..superblock() }));
     }
 
     #[test]

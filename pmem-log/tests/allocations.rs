@@ -8,7 +8,6 @@ use quorate_consensus::Slot;
 use quorate_pmem_log::{Log, LogOptions, MediumKind, Record};
 use std::sync::Arc;
 use support::*;
-use tempfile::TempDir;
 
 const RECORDS: u64 = 6400;
 /// The index takes an entry for 64 slots, and a tree node for about half a dozen of those.
@@ -16,8 +15,9 @@ const ALLOCATIONS_MAX: u64 = RECORDS / 64;
 
 #[test]
 fn appending_and_flushing_allocates_nothing_for_a_record() {
-    for kind in [MediumKind::Memory, MediumKind::Emulated, MediumKind::File] {
-        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let kinds = directory_kinds().into_iter().chain([MediumKind::Memory]);
+    for kind in kinds {
+        let directory = directory_for(kind);
         let options = LogOptions {
             directory: directory.path().to_owned(),
             medium: kind,

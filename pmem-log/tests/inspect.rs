@@ -5,7 +5,8 @@ mod support;
 
 use quorate_consensus::{Incarnation, Slot, Value};
 use quorate_pmem_log::{
-    End, Log, LogOptions, MediumKind, OpenError, Record, inspect, open_medium, verify,
+    Boot, End, Log, LogOptions, MappedMedium, Medium, MediumKind, OpenError, Record, Recovered,
+    inspect, open_medium, verify,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,20 +15,29 @@ use support::*;
 use tempfile::TempDir;
 
 const FIXTURE_SEGMENT: u64 = 16 << 10;
-const KINDS: [MediumKind; 2] = [MediumKind::Emulated, MediumKind::File];
+/// The formats that there were, and the media of each.
+const FIXTURES: [(u32, &[MediumKind]); 2] = [
+    (1, &[MediumKind::Emulated, MediumKind::File]),
+    (2, &[MediumKind::Emulated, MediumKind::File]),
+];
+/// The life of the machine that wrote them.
+const FIXTURE_BOOT: Boot = Boot(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
 
 fn disk() -> TempDir {
-    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    directory_for(MediumKind::File)
 }
 
 fn open_at(directory: &Path, kind: MediumKind) -> Log {
-    let options = LogOptions {
-        directory: directory.to_owned(),
-        medium: kind,
-        node: NODE,
-        segment_bytes: FIXTURE_SEGMENT,
+    open_in(directory, kind, FIXTURE_BOOT).0
+}
+
+fn open_in(directory: &Path, kind: MediumKind, boot: Boot) -> (Log, Recovered) {
+    let medium: Arc<dyn Medium> = match kind {
+        MediumKind::Emulated => Arc::new(MappedMedium::open_in(directory, boot).unwrap()),
+        _ => open_medium(kind, directory).unwrap(),
     };
-    Log::open(&options, FRESH, Arc::new(|| {})).unwrap().0
+    let options = LogOptions { segment_bytes: FIXTURE_SEGMENT, ..options() };
+    Log::open_on(medium, &options, FRESH, Arc::new(|| {})).unwrap()
 }
 
 /// What the fixtures hold: two lives, a promise, slots written twice, a second segment.
@@ -65,8 +75,8 @@ fn check_history(directory: &Path, kind: MediumKind) {
 
 #[test]
 fn a_log_tells_what_it_holds_and_is_not_touched() {
-    for kind in KINDS {
-        let directory = disk();
+    for kind in directory_kinds() {
+        let directory = directory_for(kind);
         write_history(directory.path(), kind);
         let before = contents(directory.path());
         let mut records = Vec::new();
@@ -112,9 +122,9 @@ fn a_log_in_use_and_a_directory_without_one_are_refused() {
 
 #[test]
 fn a_shortened_segment_file_is_damage_and_not_a_crash() {
-    for kind in KINDS {
+    for kind in directory_kinds() {
         for length in [0, 5, 64, 3001, 8200] {
-            let directory = disk();
+            let directory = directory_for(kind);
             write_history(directory.path(), kind);
             let file = directory.path().join("segment-0000000000000001");
             fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(length).unwrap();
@@ -140,31 +150,64 @@ fn contents(directory: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-fn fixture(kind: MediumKind) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-1-{kind}"))
+fn fixture(format: u32, kind: MediumKind) -> PathBuf {
+    let name = format!("tests/fixtures/format-{format}-{kind}");
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// A copy of a fixture that may be written to.
+fn copy_of_fixture(format: u32, kind: MediumKind) -> TempDir {
+    let directory = directory_for(kind);
+    for (name, bytes) in contents(&fixture(format, kind)) {
+        fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    directory
 }
 
 #[test]
-fn a_log_of_format_1_opens_for_ever() {
-    for kind in KINDS {
-        let directory = disk();
-        for (name, bytes) in contents(&fixture(kind)) {
-            fs::write(directory.path().join(name), bytes).unwrap();
+fn a_log_of_any_format_opens_for_ever() {
+    let here = directory_kinds();
+    for (format, kinds) in FIXTURES {
+        for kind in kinds.iter().filter(|kind| here.contains(kind)) {
+            check_history(copy_of_fixture(format, *kind).path(), *kind);
         }
-        check_history(directory.path(), kind);
+        // Any file system will do to look at them.
+        for kind in kinds {
+            assert!(verify(&fixture(format, *kind)).unwrap().is_whole());
+        }
+    }
+}
+
+#[test]
+fn a_log_of_format_1_is_certain_only_where_it_survived_the_machine() {
+    let (_, recovered) =
+        open_in(copy_of_fixture(1, MediumKind::File).path(), MediumKind::File, FIXTURE_BOOT);
+    assert!(recovered.promise_certain && !recovered.outlived);
+    // It does not name the life of the machine in which it was written, so that was another one.
+    let (_, recovered) = open_in(
+        copy_of_fixture(1, MediumKind::Emulated).path(),
+        MediumKind::Emulated,
+        FIXTURE_BOOT,
+    );
+    assert!(!recovered.promise_certain && recovered.outlived);
+    for (boot, outlived) in [(FIXTURE_BOOT, false), (Boot(7), true)] {
+        let directory = copy_of_fixture(2, MediumKind::Emulated);
+        let (_, recovered) = open_in(directory.path(), MediumKind::Emulated, boot);
+        assert_eq!((recovered.promise_certain, recovered.outlived), (!outlived, outlived));
     }
 }
 
 #[test]
 #[ignore = "writes the fixtures of a format version, once"]
 fn write_the_fixtures() {
-    for kind in KINDS {
-        let directory = disk();
+    let Some((format, kinds)) = FIXTURES.last() else { return };
+    for kind in directory_kinds().into_iter().filter(|kind| kinds.contains(kind)) {
+        let directory = directory_for(kind);
         write_history(directory.path(), kind);
-        fs::create_dir_all(fixture(kind)).unwrap();
+        fs::create_dir_all(fixture(*format, kind)).unwrap();
         for (name, bytes) in contents(directory.path()) {
             if name != "LOCK" && !name.starts_with("spare-") {
-                fs::write(fixture(kind).join(name), bytes).unwrap();
+                fs::write(fixture(*format, kind).join(name), bytes).unwrap();
             }
         }
     }

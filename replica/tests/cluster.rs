@@ -4,12 +4,12 @@
 
 use bytes::BytesMut;
 use quorate_consensus::{Incarnation, NodeId, RoleName};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
+use quorate_pmem_log::{Boot, Log, LogOptions, MappedMedium, Medium, MediumKind, open_medium};
 use quorate_replica::{Consistency, Context, Handle, Node, NodeOptions, Runner, StateMachine};
 use quorate_transport::Transport;
 use quorate_transport::memory::MemoryNetwork;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,18 +39,22 @@ fn members() -> Vec<NodeId> {
 }
 
 fn start(network: &MemoryNetwork, node: u16, medium: MediumKind, directory: &Path) -> Runner {
+    start_on(network, node, open_medium(medium, &directory.join(node.to_string())).unwrap())
+}
+
+fn start_on(network: &MemoryNetwork, node: u16, medium: Arc<dyn Medium>) -> Runner {
     let peers: Vec<NodeId> = members().into_iter().filter(|peer| peer.0 != node).collect();
     let transport = network.endpoint(NodeId(node), &peers);
     let waker = transport.waker();
     let options = LogOptions {
-        directory: directory.join(node.to_string()),
-        medium,
+        directory: PathBuf::new(),
+        medium: medium.profile().kind,
         node: NodeId(node),
         segment_bytes: 16 << 20,
     };
     let incarnation = Incarnation(random());
-    let (log, recovered) =
-        Log::open(&options, incarnation, Arc::new(move || waker.wake())).unwrap();
+    let wake = Arc::new(move || waker.wake());
+    let (log, recovered) = Log::open_on(medium, &options, incarnation, wake).unwrap();
     let mut options = NodeOptions::new(NodeId(node), members(), random());
     options.ring_bytes = 1 << 20;
     options.command_bytes_max = 512 << 10;
@@ -156,6 +160,35 @@ fn a_replica_that_lost_its_memory_follows_and_does_not_vote() {
     until("the status tells", || handle.status().role == RoleName::Learner);
     assert!(!handle.status().votes);
     assert!(handle.status().trouble.contains("does not vote"), "{}", handle.status().trouble);
+}
+
+#[test]
+fn a_replica_whose_machine_was_started_again_follows_and_does_not_vote() {
+    let network = MemoryNetwork::new(10);
+    let directory = tempfile::tempdir().unwrap();
+    let home = directory.path();
+    let mut replicas: Vec<_> =
+        (1..=3).map(|node| start(&network, node, MediumKind::Emulated, home)).collect();
+    replicas[0].handle().propose(b"before").wait().unwrap();
+    until("a leader", || leader(&replicas).is_some());
+    let follower = (leader(&replicas).unwrap() + 1) % 3;
+    let node = replicas[follower].handle().status().node;
+    // A process that starts again on a machine that runs on is a full member.
+    replicas[follower].stop();
+    replicas[follower] = start(&network, node.0, MediumKind::Emulated, home);
+    let handle = replicas[follower].handle();
+    assert_eq!(read(&handle), "before ");
+    until("it votes", || handle.status().votes && handle.status().trouble.is_empty());
+    replicas[follower].stop();
+    let other_life = Boot(Boot::current().unwrap().0 + 1);
+    let medium = MappedMedium::open_in(&home.join(node.to_string()), other_life).unwrap();
+    replicas[follower] = start_on(&network, node.0, Arc::new(medium));
+    let handle = replicas[follower].handle();
+    replicas[(follower + 1) % 3].handle().propose(b"after").wait().unwrap();
+    assert_eq!(read(&handle), "before after ");
+    let status = handle.status();
+    assert!(!status.votes, "it may have forgotten what it promised");
+    assert!(status.trouble.contains("started again"), "{}", status.trouble);
 }
 
 #[test]

@@ -58,8 +58,9 @@ pub struct ClusterArgs {
     #[arg(long, default_value_t = 7000, value_name = "PORT",
           value_parser = clap::value_parser!(u16).range(1..=65_000))]
     pub base_port: u16,
-    /// What an acknowledged write survives: `file` (power failure), `emulated` (the death of all
-    /// processes), `memory` (nothing). `file` for a new cluster, what it has for an old one.
+    /// What an acknowledged write survives: `file` (power failure), `dax` (power failure, on
+    /// persistent memory), `emulated` (the death of all processes), `memory` (nothing). `file` for a
+    /// new cluster, what it has for an old one.
     #[arg(long, value_name = "MEDIUM")]
     pub durability: Option<String>,
     /// What carries the traffic between replicas.

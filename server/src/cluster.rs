@@ -28,7 +28,7 @@ pub struct Manifest {
     pub replicas: u16,
     /// The first client port.
     pub base_port: u16,
-    /// `file`, `emulated` or `memory`.
+    /// `file`, `dax`, `emulated` or `memory`.
     pub durability: String,
     /// What carries the traffic between replicas.
     pub transport: String,

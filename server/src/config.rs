@@ -37,7 +37,7 @@ pub struct ReplicaConfig {
     pub node: u16,
     /// Where the log lives.
     pub directory: PathBuf,
-    /// `file`, `emulated` or `memory`.
+    /// `file`, `dax`, `emulated` or `memory`.
     #[serde(default = "default_durability")]
     pub durability: String,
     /// What carries the traffic between replicas: `tcp`.

@@ -29,7 +29,7 @@ pub struct Report {
     pub digest: String,
     /// Whether its votes count.
     pub votes: bool,
-    /// What keeps the log: `file`, `emulated` or `memory`.
+    /// What keeps the log: `file`, `dax`, `emulated` or `memory`.
     pub medium: String,
     /// What an acknowledged write survives at this replica.
     pub durability: String,

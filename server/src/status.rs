@@ -157,7 +157,10 @@ fn problems(answers: &[Answer]) -> Vec<String> {
             format!(
                 "NO LEADER: {} of {total} replicas are up, but only {voting} of them still know what \
                  they promised, and {majority} are needed. With `memory` durability a majority that \
-                 restarted has lost the data: stop all replicas and start them again to begin empty",
+                 restarted has lost the data: stop all replicas and start them again to begin empty. \
+                 With `emulated`, when their machines were started again, what was acknowledged last \
+                 may be lost: take what is there by reading with stale consistency, then begin with \
+                 empty directories",
                 reports.len()
             )
         } else if voting < majority {

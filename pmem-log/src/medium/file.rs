@@ -85,7 +85,7 @@ impl Medium for FileMedium {
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn Area>> {
         self.refuse_if_read_only()?;
-        Ok(Arc::new(FileArea { file: self.directory.create_file(name, bytes)?, bytes }))
+        Ok(Arc::new(FileArea { file: self.directory.create_file(name, bytes, false)?, bytes }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

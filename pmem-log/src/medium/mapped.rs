@@ -1,26 +1,27 @@
-//! Memory: mapped files written with stores and flushed by cache line, or anonymous mappings.
-//!
-//! The only unsafe code of the crate is the one block that views a mapping as atomic words. All
-//! access is by relaxed 8-byte loads and stores, so that two threads (later: a peer's writes)
-//! may touch the mapping at once and what they see is merely old or new, never undefined.
+//! Memory: persistent memory or ordinary files, mapped and written with stores that go past the
+//! cache, or plain memory.
 
-use super::directory::Directory;
-use super::{Area, Medium, Profile};
+use super::directory::{Directory, file_system, refused};
+use super::mapping::Mapping;
+use super::{Area, Boot, Medium, Profile};
 use crate::api::MediumKind;
 use crate::error::OpenError;
 use crate::format::WORD_BYTES;
-use memmap2::{MmapOptions, MmapRaw};
 use quorate_ffi::cache;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The persistent-memory way of writing, over ordinary mapped files or over plain memory.
+/// The persistent-memory way of writing: over persistent memory, over ordinary mapped files, or over
+/// plain memory.
 #[derive(Debug)]
 pub struct MappedMedium {
+    kind: MediumKind,
     place: Place,
+    boot: Boot,
 }
 
 #[derive(Debug)]
@@ -31,19 +32,43 @@ enum Place {
 }
 
 impl MappedMedium {
-    /// Opens and locks a directory of mapped files; makes it if it is missing.
+    /// Opens and locks a directory of files that are mapped through the page cache; makes it if it is
+    /// missing.
+    ///
+    /// # Errors
+    /// If it cannot be made or is in use, or if the system does not tell one life of this machine
+    /// from the next, which is what the page cache does not survive.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        Self::open_in(directory, Boot::current()?)
+    }
+
+    /// As [`MappedMedium::open`], in a life of the machine that the caller names. For tests.
     ///
     /// # Errors
     /// If it cannot be made or is in use.
-    pub fn open(directory: &Path) -> Result<Self, OpenError> {
-        let directory = Directory::open(directory, MediumKind::Emulated)?;
-        Ok(Self { place: Place::Directory(directory) })
+    pub fn open_in(directory: &Path, boot: Boot) -> Result<Self, OpenError> {
+        let kind = MediumKind::Emulated;
+        let directory = Directory::open(directory, kind)?;
+        Ok(Self { kind, place: Place::Directory(directory), boot })
+    }
+
+    /// Opens and locks a directory of files that are persistent memory; makes it if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be made, is in use, or is on anything but a DAX file system that grants
+    /// `MAP_SYNC`, or if this processor cannot write cache lines back to persistence.
+    pub fn dax(directory: &Path) -> Result<Self, OpenError> {
+        let kind = MediumKind::Dax;
+        let opened = Directory::open(directory, kind)?;
+        check_dax(directory, &opened)?;
+        Ok(Self { kind, place: Place::Directory(opened), boot: Boot::default() })
     }
 
     /// Areas in the memory of the process. They live as long as this value.
     #[must_use]
     pub fn memory() -> Self {
-        Self { place: Place::Memory(Mutex::new(BTreeMap::new())) }
+        let place = Place::Memory(Mutex::new(BTreeMap::new()));
+        Self { kind: MediumKind::Memory, place, boot: Boot::default() }
     }
 
     fn with_memory<T>(
@@ -53,15 +78,51 @@ impl MappedMedium {
         // A thread that died in here left the map whole: each change is one call.
         act(&mut areas.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    fn map(&self, file: &File) -> io::Result<Arc<dyn Area>> {
+        let map = match self.kind {
+            MediumKind::Dax => Mapping::synchronous(file)?,
+            _ => Mapping::cached(file)?,
+        };
+        Ok(Arc::new(MappedArea { map, outlives: true }))
+    }
 }
+
+/// Makes sure that a store that was flushed and fenced survives a power failure.
+fn check_dax(path: &Path, directory: &Directory) -> Result<(), OpenError> {
+    let not_dax = |why: String| {
+        let (directory, filesystem) = (path.to_owned(), file_system(directory.handle()));
+        Err(OpenError::NotDax { directory, filesystem, why })
+    };
+    let instruction = cache::instruction();
+    if !instruction.reaches_persistence() {
+        return not_dax(format!("this processor has no way to persistence ({instruction})"));
+    }
+    // That the system grants this mapping is the proof; a mount option only hints at it.
+    let mapped = directory.nameless_file(PROBE_BYTES).and_then(|file| Mapping::synchronous(&file));
+    match mapped {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            not_dax("it refuses MAP_SYNC".to_owned())
+        }
+        // What kernels before 4.15 say.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            not_dax("the system does not know MAP_SYNC".to_owned())
+        }
+        Err(source) => Err(refused("try MAP_SYNC in", path, source)),
+    }
+}
+
+/// Large enough not to be kept within a file's own record, where it could not be mapped.
+const PROBE_BYTES: u64 = 4096;
 
 impl Medium for MappedMedium {
     fn profile(&self) -> Profile {
-        let kind = match self.place {
-            Place::Directory(_) => MediumKind::Emulated,
-            Place::Memory(_) => MediumKind::Memory,
-        };
-        Profile { kind, alignment: WORD_BYTES, sync_thread: false, zero_fill: false }
+        Profile { kind: self.kind, alignment: WORD_BYTES, sync_thread: false, zero_fill: false }
+    }
+
+    fn boot(&self) -> Boot {
+        self.boot
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -82,10 +143,7 @@ impl Medium for MappedMedium {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn Area>> {
         match &self.place {
-            Place::Directory(directory) => {
-                let map = MmapOptions::new().map_raw(&directory.open_file(name, true)?)?;
-                Ok(Arc::new(MappedArea { map, flush: true }))
-            }
+            Place::Directory(directory) => self.map(&directory.open_file(name, true)?),
             Place::Memory(areas) => {
                 let area = Self::with_memory(areas, |areas| areas.get(name).cloned());
                 Ok(area.ok_or(io::ErrorKind::NotFound)?)
@@ -96,13 +154,15 @@ impl Medium for MappedMedium {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn Area>> {
         match &self.place {
             Place::Directory(directory) => {
-                let map = MmapOptions::new().map_raw(&directory.create_file(name, bytes)?)?;
-                Ok(Arc::new(MappedArea { map, flush: true }))
+                // A block that was never written is only reserved: on DAX the first store to each
+                // page of it would wait for the file system to note and sync that.
+                let zeros = self.kind == MediumKind::Dax;
+                self.map(&directory.create_file(name, bytes, zeros)?)
             }
             Place::Memory(areas) => {
                 let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::StorageFull)?;
-                let map = MmapOptions::new().len(length).map_anon()?.into();
-                let area = Arc::new(MappedArea { map, flush: false });
+                let map = Mapping::anonymous(length)?;
+                let area = Arc::new(MappedArea { map, outlives: false });
                 Self::with_memory(areas, |areas| areas.insert(name.to_owned(), Arc::clone(&area)));
                 Ok(area)
             }
@@ -133,39 +193,25 @@ impl Medium for MappedMedium {
 
 #[derive(Debug)]
 struct MappedArea {
-    map: MmapRaw,
+    map: Mapping,
     /// Whether there is anything that outlives the process.
-    flush: bool,
+    outlives: bool,
 }
 
 impl MappedArea {
-    /// The whole mapping as words; a tail shorter than a word is left out.
-    #[allow(unsafe_code)]
-    fn words(&self) -> &[AtomicU64] {
-        let words = self.map.len() / size_of::<AtomicU64>();
-        let start = self.map.as_mut_ptr().cast::<AtomicU64>();
-        // SAFETY: `from_raw_parts` wants aligned, initialized memory, valid for reads for as long
-        // as the slice lives, and mutated only through it. The mapping begins at a page, so it is
-        // aligned; every bit pattern is a u64; it stays mapped until `self`, which the slice
-        // borrows, is dropped; and atomics may be changed by anybody, other processes included.
-        // That no other process shortens the file, which would end this one by a signal, is what
-        // the directory's lock is for.
-        unsafe { std::slice::from_raw_parts(start, words) }
-    }
-
     fn range(&self, offset: u64, bytes: usize) -> io::Result<&[AtomicU64]> {
         debug_assert!(offset.is_multiple_of(WORD_BYTES), "unaligned access at {offset}");
         let first = usize::try_from(offset / WORD_BYTES).unwrap_or(usize::MAX);
         let count = bytes.div_ceil(size_of::<AtomicU64>());
         let end = first.checked_add(count);
-        let words = end.and_then(|end| self.words().get(first..end));
+        let words = end.and_then(|end| self.map.words().get(first..end));
         words.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
 
 impl Area for MappedArea {
     fn bytes(&self) -> u64 {
-        size_of_val(self.words()) as u64
+        size_of_val(self.map.words()) as u64
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
@@ -179,22 +225,28 @@ impl Area for MappedArea {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let words = self.range(offset, bytes.len())?;
-        let (chunks, rest) = bytes.as_chunks::<8>();
-        for (chunk, word) in chunks.iter().zip(words) {
-            word.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
-        }
-        if let (false, Some(word)) = (rest.is_empty(), words.last()) {
-            let mut chunk = [0; 8];
-            chunk[..rest.len()].copy_from_slice(rest);
-            word.store(u64::from_ne_bytes(chunk), Ordering::Relaxed);
+        match self.outlives {
+            true => cache::store_through(words, bytes),
+            false => cache::store(words, bytes),
         }
         Ok(())
     }
 
+    /// One fence: all that was written went past the cache.
     fn persist(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        if self.flush {
-            let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-            cache::write_back(self.range(offset, length)?);
+        let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        self.range(offset, length)?;
+        if self.outlives {
+            cache::fence();
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let words = self.range(offset, length)?;
+        if self.outlives {
+            cache::write_back(words);
             cache::fence();
         }
         Ok(())

@@ -14,6 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use tempfile::TempDir;
 
 pub const SEGMENT: u64 = 32 << 10;
 pub const FRESH: Incarnation = Incarnation(0xfeed_beef_0bad_cafe);
@@ -328,6 +329,27 @@ pub fn read_all(log: &Log, first: u64) -> Vec<Entry> {
     let mut entries = Vec::new();
     log.read(Slot(first), usize::MAX, &mut entries).expect("reads");
     entries
+}
+
+/// A directory on a DAX file system, where the suite also runs on `dax`.
+pub const DAX_DIRECTORY: &str = "QUORATE_DAX_DIR";
+
+/// The media of directories that can be had here.
+pub fn directory_kinds() -> Vec<MediumKind> {
+    let mut kinds = vec![MediumKind::Emulated, MediumKind::File];
+    kinds.extend(std::env::var_os(DAX_DIRECTORY).map(|_| MediumKind::Dax));
+    kinds
+}
+
+/// An empty directory for a medium of this kind.
+pub fn directory_for(kind: MediumKind) -> TempDir {
+    // The build's own directory is on a disk; the system's temporary one may not be.
+    let disk = env!("CARGO_TARGET_TMPDIR").into();
+    let place = match kind {
+        MediumKind::Dax => std::env::var_os(DAX_DIRECTORY).expect("only where it is set"),
+        _ => disk,
+    };
+    TempDir::new_in(place).unwrap()
 }
 
 /// A small generator, so that a failure is repeated by its seed.

@@ -123,6 +123,12 @@ impl Node {
                 self.recovered.damaged.len()
             );
         }
+        if self.recovered.outlived {
+            return "the machine was started again since this log was made, which its medium does not \
+                    survive: records may be missing at its end. This replica follows and does not \
+                    vote. Start it with an empty directory, and use `file` or `dax` durability"
+                .into();
+        }
         if !core.votes() {
             return "this replica lost what it had promised (new disk, or `memory` durability and a \
                     restart): it follows and does not vote until it is made a member again"
