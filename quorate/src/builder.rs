@@ -54,7 +54,7 @@ pub struct Builder {
     directory: Option<PathBuf>,
     medium: MediumKind,
     at_least: Option<Durability>,
-    segment_bytes: u64,
+    segment_bytes: Option<u64>,
     listen: Option<String>,
     #[cfg(feature = "client")]
     clients: Option<String>,
@@ -82,7 +82,7 @@ impl Replica {
             directory: None,
             medium: MediumKind::File,
             at_least: None,
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes: None,
             listen: None,
             #[cfg(feature = "client")]
             clients: None,
@@ -163,7 +163,7 @@ impl Builder {
     /// Bytes of a log segment.
     #[must_use]
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
-        self.segment_bytes = bytes;
+        self.segment_bytes = Some(bytes);
         self
     }
 
@@ -213,16 +213,9 @@ impl Builder {
     /// # Errors
     /// [`StartError`], which says what to do.
     pub fn start(mut self, machine: impl StateMachine) -> Result<Replica, StartError> {
-        let gives = self.medium.durability();
-        if let Some(asked) = self.at_least.filter(|asked| *asked > gives) {
-            return Err(StartError::Durability { medium: self.medium, gives, asked });
-        }
         let options = self.node_options()?;
-        let transport = match self.transport.take() {
-            Some(transport) => transport,
-            None => self.default_transport()?,
-        };
-        let (log, recovered) = self.open_log(transport.waker())?;
+        let transport = self.take_transport()?;
+        let (log, recovered) = self.open_log(transport.waker(), None)?;
         let spin = options.spin;
         let node = Node::new(options, transport, log, recovered, Box::new(machine))?;
         #[cfg(feature = "client")]
@@ -237,13 +230,41 @@ impl Builder {
         })
     }
 
-    fn node_options(&mut self) -> Result<NodeOptions, StartError> {
-        self.members.sort();
-        let members: Vec<NodeId> = self.members.iter().map(|(node, _)| *node).collect();
+    /// Starts a process that holds many state machines, each replicated for itself, in place of one
+    /// replica: see [`crate::Host`]. The builder's limits are those of each of them, much smaller by
+    /// default.
+    ///
+    /// # Errors
+    /// [`StartError`], which says what to do.
+    pub fn host(self) -> Result<crate::Host, StartError> {
+        crate::Host::start(self)
+    }
+
+    pub(crate) fn take_transport(&mut self) -> Result<Box<dyn Transport>, StartError> {
+        match self.transport.take() {
+            Some(transport) => Ok(transport),
+            None => self.default_transport(),
+        }
+    }
+
+    /// Changes the defaults before what the user changes.
+    pub(crate) fn adjust_first(&mut self, change: fn(&mut NodeOptions)) {
+        if self.options.is_none() {
+            self.adjust.insert(0, change);
+        }
+    }
+
+    pub(crate) fn default_segment_bytes(&mut self, bytes: u64) {
+        self.segment_bytes.get_or_insert(bytes);
+    }
+
+    pub(crate) fn node_options(&self) -> Result<NodeOptions, StartError> {
+        let mut members: Vec<NodeId> = self.members.iter().map(|(node, _)| *node).collect();
+        members.sort_unstable();
         if members.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(StartError::Options("two members have the same number".into()));
         }
-        let mut options = match self.options.take() {
+        let mut options = match self.options.clone() {
             Some(options) => {
                 NodeOptions { node: self.node, members, seed: crate::random(), ..options }
             }
@@ -256,8 +277,17 @@ impl Builder {
         Ok(options)
     }
 
-    fn open_log(&self, waker: Arc<dyn Wake>) -> Result<(Log, Recovered), StartError> {
-        let directory = match (&self.directory, self.medium) {
+    /// Opens the log, of a shard if `shard` says so.
+    pub(crate) fn open_log(
+        &self,
+        waker: Arc<dyn Wake>,
+        shard: Option<u16>,
+    ) -> Result<(Log, Recovered), StartError> {
+        let gives = self.medium.durability();
+        if let Some(asked) = self.at_least.filter(|asked| *asked > gives) {
+            return Err(StartError::Durability { medium: self.medium, gives, asked });
+        }
+        let mut directory = match (&self.directory, self.medium) {
             (Some(directory), _) => directory.clone(),
             (None, MediumKind::Memory) => PathBuf::new(),
             (None, medium) => {
@@ -265,11 +295,14 @@ impl Builder {
                 return Err(StartError::Options(text));
             }
         };
+        if let Some(id) = shard {
+            directory.push(format!("shard-{id}"));
+        }
         let options = LogOptions {
             directory,
             medium: self.medium,
             node: self.node,
-            segment_bytes: self.segment_bytes,
+            segment_bytes: self.segment_bytes.unwrap_or(SEGMENT_BYTES),
         };
         let wake = Arc::new(move || waker.wake());
         Ok(Log::open(&options, Incarnation(crate::random()), wake)?)

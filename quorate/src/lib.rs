@@ -33,6 +33,8 @@
 //! A client in another process turns to any replica that has a port for it ([`Builder::clients`]):
 //! [`Client`] finds the leader, tries again safely, and has the same three outcomes.
 //!
+//! Many state machines in one process, each replicated for itself over shared connections: [`Host`].
+//!
 //! Included and replaceable: the TCP transport ([`Builder::transport`]), the log on a file
 //! ([`Builder::medium`]), limits and timers ([`Builder::adjust`]).
 //!
@@ -41,11 +43,13 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod host;
 #[cfg(feature = "client")]
 mod remote;
 
 pub use builder::{Builder, Replica, StartError};
 pub use bytes::{Bytes, BytesMut};
+pub use host::Host;
 pub use quorate_consensus::batch::{put_item, take_item};
 pub use quorate_consensus::{Ballot, Genesis, NodeId, RoleName, Slot, ValueKind};
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};

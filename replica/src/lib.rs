@@ -19,6 +19,7 @@
 mod arena;
 mod founding;
 mod front;
+mod host;
 mod lanes;
 mod machine;
 mod node;
@@ -32,6 +33,7 @@ pub use front::{
     Consistency, Failure, Handle, Pending, PendingGroup, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason,
     Replier,
 };
+pub use host::HostRunner;
 pub use machine::{Context, REPLY_BYTES_MAX, StateMachine};
 pub use node::{Clock, Node, NodeError, Turn};
 pub use options::NodeOptions;

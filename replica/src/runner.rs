@@ -62,7 +62,9 @@ impl Drop for Runner {
     }
 }
 
-struct Leaving(Arc<Shared>);
+/// Whoever waits for the replica learns that it is gone when this goes.
+#[derive(Debug)]
+pub(crate) struct Leaving(pub(crate) Arc<Shared>);
 
 impl Drop for Leaving {
     fn drop(&mut self) {

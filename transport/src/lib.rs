@@ -17,6 +17,7 @@ pub mod memory;
 pub mod region;
 pub mod ring;
 pub mod row;
+pub mod shards;
 
 pub use contract::{
     Event, Lane, Level, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,

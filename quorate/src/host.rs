@@ -1,0 +1,71 @@
+//! [`Host`]: many replicated state machines in one process.
+
+use crate::builder::{Builder, StartError};
+use crate::{Handle, NodeOptions, StateMachine};
+use quorate_replica::{HostRunner, Node};
+use quorate_transport::Transport;
+use quorate_transport::shards::{ShardId, Trunk};
+
+/// Limits of a shard, unless told otherwise ([`Builder::options`], [`Builder::adjust`]): a thousand of
+/// them fit a process.
+fn shard_options(options: &mut NodeOptions) {
+    options.command_bytes_max = 256 << 10;
+    options.batch_bytes_max = 64 << 10;
+    options.ring_bytes = 512 << 10;
+    options.window_bytes_max = 4 << 20;
+    options.window_slots_max = 1024;
+    options.cache_bytes_max = 1 << 20;
+}
+
+/// Bytes of a shard's log segment, unless told otherwise.
+const SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Many replicated state machines in one process, called *shards*: each has its own log, leader and
+/// sessions, and fails for itself; they share the connections to the other processes and one thread. Get one
+/// from [`Builder::host`]. Dropping it stops all its shards.
+///
+/// Who holds which key is the application's decision. The same shards run on all members.
+#[derive(Debug)]
+pub struct Host {
+    runner: HostRunner,
+    builder: Builder,
+}
+
+impl Host {
+    pub(crate) fn start(mut builder: Builder) -> Result<Self, StartError> {
+        let transport = builder.take_transport()?;
+        let trunk = Trunk::new(transport, crate::random());
+        builder.adjust_first(shard_options);
+        builder.default_segment_bytes(SEGMENT_BYTES);
+        let spin = builder.node_options()?.spin;
+        Ok(Self { runner: HostRunner::start(trunk, spin)?, builder })
+    }
+
+    /// Runs this process's replica of shard `id` (0..=16383), with its log in the folder `shard-ID` of the
+    /// host's directory. Founding and restarting are as for a replica of its own.
+    ///
+    /// # Errors
+    /// [`StartError`]; also if the shard was opened before in this process.
+    pub fn open(&self, id: u16, machine: impl StateMachine) -> Result<Handle, StartError> {
+        let transport = self
+            .runner
+            .open(ShardId(id))
+            .map_err(|error| StartError::Options(error.to_string()))?;
+        let (log, recovered) = self.builder.open_log(transport.waker(), Some(id))?;
+        let options = self.builder.node_options()?;
+        let node = Node::new(options, Box::new(transport), log, recovered, Box::new(machine))?;
+        Ok(self.runner.run(ShardId(id), node))
+    }
+
+    /// Stops this process's replica of a shard; requests under way get an error. It can be opened again
+    /// when the process has been started again.
+    pub fn close(&self, id: u16) {
+        self.runner.stop_shard(ShardId(id));
+    }
+
+    /// Whether the thread runs. It ends with the host, or by a defect.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.runner.is_running()
+    }
+}
