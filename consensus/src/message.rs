@@ -34,7 +34,7 @@ impl Accept {
 /// read-index ping in one fixed-size line that overwrites the one before.
 ///
 /// Durability: `accepted_slot` counts only what is durable at the level this replica runs at.
-/// Every field but `flags` grows monotonically within one incarnation of a link, so that a row
+/// Every field but `flags` and the two of leases grows monotonically within one incarnation of a link, so that a row
 /// that is late under-reports and never lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Row {
@@ -55,6 +55,10 @@ pub struct Row {
     pub ping: u64,
     /// The newest ping seen from the peer that this row is written to.
     pub pong: u64,
+    /// The lease that this replica, as leader, asks for with its ping, in microseconds; 0 for none.
+    pub lease_asked: u32,
+    /// The lease that was granted with `pong`, in microseconds; 0 for none.
+    pub lease_granted: u32,
     /// See [`RowFlags`].
     pub flags: RowFlags,
 }

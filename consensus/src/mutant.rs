@@ -30,6 +30,12 @@ pub enum Mutant {
     ReadWithoutQuorum,
     /// A new leader answers reads before its first own entry is chosen.
     ReadBeforeBarrier,
+    /// A leader takes its lease to be as long as the followers' wait, whatever the clocks.
+    LeaseWithoutMargin,
+    /// An acceptor promises another ballot while it is bound to wait.
+    LeaseNotHonoured,
+    /// An acceptor forgets by a restart that it is bound to wait.
+    LeaseForgottenAtRestart,
     /// A follower believes what it holds to be chosen, whatever ballot it is of.
     LearnAnyBallot,
     /// Entries of an older ballot count as accepted under the new one.
@@ -93,6 +99,9 @@ impl Mutant {
         Self::CommitOnMinority,
         Self::ReadWithoutQuorum,
         Self::ReadBeforeBarrier,
+        Self::LeaseWithoutMargin,
+        Self::LeaseNotHonoured,
+        Self::LeaseForgottenAtRestart,
         Self::LearnAnyBallot,
         Self::KeepOldVotes,
         Self::AmnesiacVotes,

@@ -11,7 +11,7 @@
 //!      +---------- higher promise seen, or quorum lost -------- Leader
 //! ```
 
-use crate::{Ballot, NodeId, Run, Slot, Value};
+use crate::{Ballot, Nanos, NodeId, Run, Slot, Value};
 use alloc::vec::Vec;
 
 #[derive(Clone, Debug)]
@@ -83,6 +83,8 @@ pub(crate) struct Progress {
     pub(crate) matched: Slot,
     /// Newest read-index ping that it answered with its promise still at the leader's ballot.
     pub(crate) pong: u64,
+    /// When the newest ping was made that it answered with a lease.
+    pub(crate) leased_at: Option<Nanos>,
     /// It needs slots that are no longer in memory, and was told so.
     pub(crate) told_behind: bool,
 }

@@ -16,6 +16,12 @@ pub struct Settings {
     pub election_timeout_min: Nanos,
     /// Each wait for an election is drawn from min..max, so that duels end.
     pub election_timeout_max: Nanos,
+    /// How long a follower that answered a ping waits before it promises another ballot, so that the
+    /// leader may answer reads without asking; 0: leases are off. Also how long this replica waits
+    /// after a restart. Lower it only together with a pause of the old length.
+    pub lease: Nanos,
+    /// How far the rate of any replica's clock may be off, in millionths.
+    pub clock_drift_ppm: u32,
     /// Slots in flight: proposed and not known chosen.
     pub window_slots_max: u64,
     /// Payload bytes in flight.
@@ -42,6 +48,8 @@ impl Settings {
             heartbeat_interval: Nanos::from_millis(25),
             election_timeout_min: Nanos::from_millis(200),
             election_timeout_max: Nanos::from_millis(400),
+            lease: Nanos(0),
+            clock_drift_ppm: 1_000,
             window_slots_max: 8192,
             window_bytes_max: 64 << 20,
             cache_bytes_max: 64 << 20,

@@ -326,6 +326,8 @@ fn row(input: &mut Input<'_>) -> Row {
         heartbeat: input.edge(),
         ping: input.edge(),
         pong: input.edge(),
+        lease_asked: input.edge() as u32,
+        lease_granted: input.edge() as u32,
         flags: RowFlags(input.edge()),
     }
 }

@@ -2,12 +2,12 @@
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_queue::ArrayQueue;
-use quorate_consensus::{NodeId, batch};
+use quorate_consensus::{NodeId, Slot, batch};
 use quorate_transport::Wake;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering, fence};
 use std::task::{Context as TaskContext, Poll};
 use tokio::sync::oneshot;
 
@@ -51,6 +51,9 @@ pub enum Reason {
     /// The leader did not answer in time.
     #[error("no outcome within the time limit")]
     TimedOut,
+    /// This replica has not applied the slot that was asked for.
+    #[error("this replica has not applied slot {0} yet")]
+    NotApplied(Slot),
     /// The log of this replica is full.
     #[error("the log has no space left: free some, the replica goes on by itself")]
     LogFull,
@@ -74,9 +77,14 @@ pub enum Reason {
 /// How fresh a read must be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Consistency {
-    /// It sees every write that was acknowledged before it began.
+    /// It sees every write that was acknowledged before it began. Confirmed by a quorum, or by the
+    /// leader alone where it holds a lease.
     #[default]
     Linearizable,
+    /// It sees this slot and all before it, and perhaps more: what a client that was told a slot has
+    /// seen, at any replica, without a question to the leader. Waits until this replica has applied
+    /// it.
+    AtLeast(Slot),
     /// It sees what this replica has applied: possibly old, never wrong, never waiting.
     Stale,
 }
@@ -119,6 +127,8 @@ pub(crate) struct Shared {
     pub(crate) parked: AtomicBool,
     pub(crate) stopping: AtomicBool,
     pub(crate) stopped: AtomicBool,
+    /// The newest slot whose replies may have been seen.
+    pub(crate) applied: AtomicU64,
     pub(crate) status: SharedStatus,
     /// The number of the known leader, 0 for none.
     pub(crate) leader: AtomicU16,
@@ -140,6 +150,7 @@ impl Shared {
             parked: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            applied: AtomicU64::new(0),
             status: SharedStatus::new(status),
             leader: AtomicU16::new(0),
             waker,
@@ -237,6 +248,13 @@ impl Handle {
                 request.fail(Failure::Rejected(Reason::Stopped));
             }
         }
+    }
+
+    /// The newest slot that this replica has applied or is just applying: whoever saw a reply from
+    /// here has seen nothing newer. Take it elsewhere as [`Consistency::AtLeast`].
+    #[must_use]
+    pub fn applied_slot(&self) -> Slot {
+        Slot(self.shared.applied.load(Ordering::Acquire))
     }
 
     /// Whether the replica's thread has ended.

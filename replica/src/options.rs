@@ -16,6 +16,11 @@ pub struct NodeOptions {
     pub election_timeout_min: Duration,
     /// Waits for an election are drawn from min to max.
     pub election_timeout_max: Duration,
+    /// How long a follower waits before it promises another ballot after it answered a ping, so that
+    /// the leader answers reads without a message; zero: no leases. Equal on all replicas.
+    pub lease: Duration,
+    /// How far the rate of any replica's clock may be off, in millionths; only leases need it.
+    pub clock_drift_ppm: u32,
     /// A request without an outcome after this long gets an error that says what may have happened.
     pub request_timeout: Duration,
     /// The largest submission in bytes.
@@ -40,6 +45,8 @@ pub struct NodeOptions {
     pub whims: Whims,
 }
 
+/// Clocks that differ by more are broken.
+const CLOCK_DRIFT_PPM_MAX: u32 = 500_000;
 /// Submissions of up to 8 MiB of value, with room for keys and framing.
 const COMMAND_BYTES_MAX: usize = (8 << 20) + (256 << 10);
 
@@ -53,6 +60,8 @@ impl NodeOptions {
             heartbeat_interval: Duration::from_millis(25),
             election_timeout_min: Duration::from_millis(200),
             election_timeout_max: Duration::from_millis(400),
+            lease: Duration::ZERO,
+            clock_drift_ppm: 1_000,
             request_timeout: Duration::from_secs(5),
             command_bytes_max: COMMAND_BYTES_MAX,
             batch_bytes_max: 1 << 20,
@@ -87,6 +96,16 @@ impl NodeOptions {
         }
         if self.election_timeout_max <= self.election_timeout_min {
             return Err("election_timeout_max must be above election_timeout_min".into());
+        }
+        if !self.lease.is_zero()
+            && (self.lease < self.heartbeat_interval * 3 || self.lease > self.election_timeout_min)
+        {
+            return Err("a lease must be at least three heartbeats and at most \
+                        election_timeout_min long, or 0 for none"
+                .into());
+        }
+        if self.clock_drift_ppm > CLOCK_DRIFT_PPM_MAX {
+            return Err(format!("clock_drift_ppm must be at most {CLOCK_DRIFT_PPM_MAX}"));
         }
         if !self.ring_bytes.is_multiple_of(64) || self.ring_bytes < self.command_bytes_max + 4096 {
             return Err(format!(

@@ -30,6 +30,8 @@ pub struct Status {
     pub digest: u64,
     /// Whether its votes count.
     pub votes: bool,
+    /// Whether it leads and answers linearizable reads without asking.
+    pub holds_lease: bool,
     /// What keeps the log.
     pub medium: MediumKind,
     /// What an acknowledged write survives at this replica.

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, NodeId, RoleName};
+use quorate_consensus::{Incarnation, NodeId, RoleName, Slot};
 use quorate_pmem_log::{Boot, Log, LogOptions, MappedMedium, Medium, MediumKind, open_medium};
-use quorate_replica::{Consistency, Context, Handle, Node, NodeOptions, Runner, StateMachine};
+use quorate_replica::{
+    Consistency, Context, Failure, Handle, Node, NodeOptions, Reason, Runner, StateMachine,
+};
 use quorate_transport::Transport;
 use quorate_transport::memory::MemoryNetwork;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -42,7 +44,20 @@ fn start(network: &MemoryNetwork, node: u16, medium: MediumKind, directory: &Pat
     start_on(network, node, open_medium(medium, &directory.join(node.to_string())).unwrap())
 }
 
+fn memory(directory: &Path, node: u16) -> Arc<dyn Medium> {
+    open_medium(MediumKind::Memory, &directory.join(node.to_string())).unwrap()
+}
+
 fn start_on(network: &MemoryNetwork, node: u16, medium: Arc<dyn Medium>) -> Runner {
+    start_with(network, node, medium, |_| ())
+}
+
+fn start_with(
+    network: &MemoryNetwork,
+    node: u16,
+    medium: Arc<dyn Medium>,
+    set: impl FnOnce(&mut NodeOptions),
+) -> Runner {
     let peers: Vec<NodeId> = members().into_iter().filter(|peer| peer.0 != node).collect();
     let transport = network.endpoint(NodeId(node), &peers);
     let waker = transport.waker();
@@ -58,6 +73,7 @@ fn start_on(network: &MemoryNetwork, node: u16, medium: Arc<dyn Medium>) -> Runn
     let mut options = NodeOptions::new(NodeId(node), members(), random());
     options.ring_bytes = 1 << 20;
     options.command_bytes_max = 512 << 10;
+    set(&mut options);
     let machine = Box::new(Appender::default());
     let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
     Runner::start(node, Duration::ZERO).unwrap()
@@ -94,6 +110,57 @@ fn commands_from_every_replica_are_applied_everywhere_in_one_order() {
     for list in lists {
         assert_eq!(list, expected);
     }
+}
+
+#[test]
+fn a_leader_with_a_lease_answers_reads_and_others_elect_when_it_is_gone() {
+    let network = MemoryNetwork::new(5);
+    let directory = tempfile::tempdir().unwrap();
+    let start = |node| {
+        start_with(&network, node, memory(directory.path(), node), |options| {
+            options.lease = options.election_timeout_min;
+        })
+    };
+    let mut replicas: Vec<_> = (1..=3).map(start).collect();
+    replicas[0].handle().propose(b"before").wait().unwrap();
+    until("a lease", || {
+        leader(&replicas).is_some_and(|leader| replicas[leader].handle().status().holds_lease)
+    });
+    for replica in &replicas {
+        assert_eq!(read(&replica.handle()), "before ");
+    }
+    let mut stopped = replicas.remove(leader(&replicas).unwrap());
+    stopped.stop();
+    replicas[0].handle().propose(b"after").wait().unwrap();
+    assert_eq!(read(&replicas[1].handle()), "before after ");
+}
+
+#[test]
+fn a_bounded_read_waits_for_its_slot_and_for_nothing_else() {
+    let network = MemoryNetwork::new(6);
+    let directory = tempfile::tempdir().unwrap();
+    let start = |node| {
+        start_with(&network, node, memory(directory.path(), node), |options| {
+            options.request_timeout = Duration::from_secs(1);
+        })
+    };
+    let mut replicas: Vec<_> = (1..=3).map(start).collect();
+    replicas[0].handle().propose(b"mine").wait().unwrap();
+    let slot = replicas[0].handle().applied_slot();
+    let at = |replica: &Runner, slot| {
+        let answer = replica.handle().query(b"", Consistency::AtLeast(slot)).wait();
+        answer.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+    };
+    assert_eq!(at(&replicas[1], slot).unwrap(), "mine ");
+    let waiting = replicas[2].handle().query(b"", Consistency::AtLeast(Slot(slot.0 + 1)));
+    replicas[1].handle().propose(b"more").wait().unwrap();
+    assert_eq!(&waiting.wait().unwrap()[..], b"mine more ");
+    // Alone, it still answers what it has, and says no to what it has not.
+    replicas.truncate(1);
+    assert!(at(&replicas[0], slot).unwrap().starts_with("mine "));
+    let beyond = Slot(slot.0 + 1_000);
+    let refused = at(&replicas[0], beyond).unwrap_err();
+    assert_eq!(refused, Failure::Rejected(Reason::NotApplied(beyond)));
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 use bytes::{Bytes, BytesMut};
 use quorate_server::kv::{Store, frame};
-use quorate_server::resp::{Backend, Settings, Shared, SubmitError, serve};
+use quorate_server::resp::{Backend, Freshness, Settings, Shared, SubmitError, serve};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
@@ -38,7 +38,7 @@ impl Backend for Standalone {
         Ok(replies.freeze())
     }
 
-    async fn read(&self, _: usize, queries: Bytes, _: bool) -> Result<Bytes, SubmitError> {
+    async fn read(&self, _: usize, queries: Bytes, _: Freshness) -> Result<Bytes, SubmitError> {
         let mut replies = BytesMut::new();
         let (mut rest, now) = (&queries[..], now_ms());
         let mut store = self.store();
@@ -49,6 +49,9 @@ impl Backend for Standalone {
         Ok(replies.freeze())
     }
 
+    fn applied_slot(&self) -> u64 {
+        0
+    }
     fn status_json(&self) -> String {
         let store = self.store();
         format!("{{\"keys\":{},\"time_ms\":{}}}", store.len(), store.time_ms())

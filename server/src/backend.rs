@@ -1,8 +1,8 @@
 //! The Redis front end's way to the replica of its process.
 
 use crate::report::Report;
-use crate::resp::{Backend, SubmitError};
-use quorate::{Bytes, Consistency, Failure, Handle, NodeId, Pending, Reason, RoleName};
+use crate::resp::{Backend, Freshness, SubmitError};
+use quorate::{Bytes, Consistency, Failure, Handle, NodeId, Pending, Reason, RoleName, Slot};
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -66,14 +66,25 @@ impl Backend for ReplicaBackend {
         Self::outcome(self.handle.propose_items(count as u32, commands)).await
     }
 
-    async fn read(&self, count: usize, queries: Bytes, stale: bool) -> Result<Bytes, SubmitError> {
-        let consistency = if stale {
-            Consistency::Stale
-        } else {
-            self.check_leads()?;
-            Consistency::Linearizable
+    async fn read(
+        &self,
+        count: usize,
+        queries: Bytes,
+        freshness: Freshness,
+    ) -> Result<Bytes, SubmitError> {
+        let consistency = match freshness {
+            Freshness::Stale => Consistency::Stale,
+            Freshness::AtLeast(slot) => Consistency::AtLeast(Slot(slot)),
+            Freshness::Linearizable => {
+                self.check_leads()?;
+                Consistency::Linearizable
+            }
         };
         Self::outcome(self.handle.query_items(count as u32, queries, consistency)).await
+    }
+
+    fn applied_slot(&self) -> u64 {
+        self.handle.applied_slot().0
     }
 
     fn status_json(&self) -> String {

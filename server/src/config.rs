@@ -104,6 +104,10 @@ pub struct TimerConfig {
     pub election_timeout_min_ms: u64,
     /// Waits for an election are drawn from min to max.
     pub election_timeout_max_ms: u64,
+    /// How long a leader's lease lasts at most, so that it answers reads without asking; 0: no leases.
+    pub lease_ms: u64,
+    /// How far the rate of any replica's clock may be off, in millionths; only leases need it.
+    pub clock_drift_ppm: u32,
 }
 
 /// `[limits]`
@@ -150,7 +154,13 @@ impl Default for ClientConfig {
 
 impl Default for TimerConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 25, election_timeout_min_ms: 200, election_timeout_max_ms: 400 }
+        Self {
+            heartbeat_ms: 25,
+            election_timeout_min_ms: 200,
+            election_timeout_max_ms: 400,
+            lease_ms: 0,
+            clock_drift_ppm: 1_000,
+        }
     }
 }
 
@@ -266,6 +276,8 @@ impl Config {
         options.heartbeat_interval = Duration::from_millis(self.timers.heartbeat_ms);
         options.election_timeout_min = Duration::from_millis(self.timers.election_timeout_min_ms);
         options.election_timeout_max = Duration::from_millis(self.timers.election_timeout_max_ms);
+        options.lease = Duration::from_millis(self.timers.lease_ms);
+        options.clock_drift_ppm = self.timers.clock_drift_ppm;
         options.request_timeout = Duration::from_millis(self.client.request_timeout_ms);
         options.command_bytes_max = self.client.value_bytes_max + COMMAND_OVERHEAD_BYTES;
         options.batch_bytes_max = self.limits.batch_bytes_max;

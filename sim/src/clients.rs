@@ -131,7 +131,9 @@ impl Clients {
         if random.chance(5_000) {
             return self.ask_wrongly(client, handle, shape, random);
         }
-        if random.chance(shape.reads_ppm) {
+        // A client whose write does not come back asks nothing else: these only read.
+        let reader = shape.lease_storms && client.is_multiple_of(2);
+        if random.chance(shape.reads_ppm) || reader {
             let key = self.draw_key(shape, random);
             let stale = random.chance(shape.stale_ppm);
             let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };

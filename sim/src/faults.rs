@@ -13,6 +13,7 @@ impl World {
         match who {
             Who::Node(node) => Some(node),
             Who::Leader => self.leader(),
+            Who::Follower(node) => (self.leader() != Some(node)).then_some(node),
         }
     }
 
@@ -90,6 +91,7 @@ impl World {
                 };
                 self.hit[index] = node;
                 let notice = self.random.pick(&[20 * MS, 200 * MS, 2_000 * MS]);
+                let notice = if self.shape.lease_storms { MS } else { notice };
                 for (from, to) in self.blocked_by(&shape, node) {
                     self.with_net(|net| net.block(from, to, notice, row));
                 }

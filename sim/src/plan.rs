@@ -62,6 +62,8 @@ pub(crate) enum Who {
     Node(usize),
     /// Whoever leads then.
     Leader,
+    /// This replica, unless it leads.
+    Follower(usize),
 }
 
 /// Which directions carry nothing.
@@ -81,6 +83,10 @@ pub(crate) const KINDS: usize = 23;
 pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
     let random = &mut Random::split(seed, 2);
     let mut items = Vec::new();
+    if shape.lease_storms {
+        draw_lease_storms(random, shape, &mut items);
+        return items;
+    }
     for _ in 0..shape.faults {
         let kind = random.pick(&shape.kinds);
         let at = random.between(50 * MS, shape.safety_nanos);
@@ -207,6 +213,41 @@ fn draw_storm(random: &mut Random, shape: &Shape, begin: u64, items: &mut Vec<It
         items.push(Item { at, until, fault });
         at += random.between(shape.election_min / 2, shape.election_max * 2);
     }
+}
+
+/// The leader is cut off, again and again; the others notice at once, and some of them die and come
+/// back before their grants have ended. Its clients go on asking it.
+fn draw_lease_storms(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) {
+    let mut at = 200 * MS;
+    while at < shape.safety_nanos {
+        let until = at + shape.election_max * 3;
+        let cut = Partition::Isolate { node: Who::Leader, sends: true, receives: true };
+        items.push(Item { at, until, fault: Fault::Partition { row: Row::F02, shape: cut } });
+        let survival = Survival::Everything;
+        let mut bounce = |node, at| {
+            let fault = Fault::Crash { node: Who::Follower(node), survival };
+            items.push(Item { at, until: at + MS, fault });
+        };
+        match random.below(3) {
+            0 => (0..shape.nodes)
+                .for_each(|node| bounce(node, at + random.between(MS, shape.lease / 4))),
+            1 => {
+                // One that the leader did not reach, so that it granted nothing, asks one that did
+                // and forgot it.
+                let node = random.below(shape.nodes as u64) as usize;
+                let other = (node + 1) % shape.nodes;
+                let third = (node + 2) % shape.nodes;
+                bounce(if random.chance(500_000) { other } else { third }, at + 2 * MS);
+                let begin = at.saturating_sub(shape.election_max * 2);
+                let pairs = Partition::Blocked(vec![(node, other), (other, node)]);
+                let fault = Fault::Partition { row: Row::F21, shape: pairs };
+                items.push(Item { at: begin, until, fault });
+            }
+            _ => {}
+        }
+        at = until + random.between(shape.election_max, shape.election_max * 3);
+    }
+    items.sort_by_key(|item| item.at);
 }
 
 fn draw_partition(random: &mut Random, kind: usize, nodes: usize, node: usize) -> (Row, Partition) {

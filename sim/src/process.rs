@@ -135,6 +135,8 @@ pub(crate) fn options(index: usize, shape: &Shape, seed: u64, whims: &Whims) -> 
     options.heartbeat_interval = Duration::from_nanos(shape.heartbeat);
     options.election_timeout_min = Duration::from_nanos(shape.election_min);
     options.election_timeout_max = Duration::from_nanos(shape.election_max);
+    options.lease = Duration::from_nanos(shape.lease);
+    options.clock_drift_ppm = shape.clock_drift_ppm();
     options.request_timeout = Duration::from_nanos(shape.request_timeout);
     options.command_bytes_max = shape.command_bytes_max;
     options.batch_bytes_max = shape.batch_bytes_max;

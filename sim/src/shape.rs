@@ -31,6 +31,10 @@ pub(crate) struct Shape {
     pub(crate) election_min: u64,
     /// See `NodeOptions`.
     pub(crate) election_max: u64,
+    /// See `NodeOptions`; 0: no leases.
+    pub(crate) lease: u64,
+    /// The faults are those that leases are afraid of.
+    pub(crate) lease_storms: bool,
     /// See `NodeOptions`.
     pub(crate) request_timeout: u64,
     /// See `NodeOptions`.
@@ -79,6 +83,48 @@ impl Shape {
     /// Draws the shape of `seed`.
     #[must_use]
     pub(crate) fn draw(seed: u64, kinds_known: usize) -> Self {
+        let mut shape = Self::draw_plain(seed, kinds_known);
+        shape.draw_lease(&mut Random::split(seed, 7));
+        shape
+    }
+
+    /// Leases, in half of the runs: as long as a time-out, or as short as they may be. Clocks are
+    /// exactly as wrong as the replicas are told: see [`Shape::clock_drift_ppm`].
+    fn draw_lease(&mut self, random: &mut Random) {
+        self.lease = random.pick(&[0, 0, 3 * self.heartbeat, self.election_min, self.election_min]);
+        if !random.chance(150_000) {
+            return;
+        }
+        self.lease_storms = true;
+        self.lease = self.election_min;
+        self.nodes = random.pick(&[3, 3, 5]);
+        self.victims = Vec::new();
+        // As wrong as it may be, in both directions.
+        let drift = random.pick(&[50_000, 200_000, 400_000]);
+        self.rates =
+            (0..self.nodes).map(|_| random.pick(&[1_000_000 - drift, 1_000_000 + drift])).collect();
+        self.skews_ms = vec![0; self.nodes];
+        self.profile = Profile {
+            kind: MediumKind::Emulated,
+            alignment: 8,
+            sync_thread: false,
+            zero_fill: false,
+        };
+        self.net.latency_mean = 50_000;
+        self.net.loss_ppm = 0;
+        self.net.notice_mean = 100_000;
+        self.net.back_off_mean = MS;
+        self.election_max = self.election_min * 5 / 4;
+        self.turn_mean = 20_000;
+        self.clients = 2;
+        self.keys = 3;
+        self.think_mean = 2 * MS;
+        self.reads_ppm = 500_000;
+        self.stale_ppm = 0;
+        self.requests_max = 2_000;
+    }
+
+    fn draw_plain(seed: u64, kinds_known: usize) -> Self {
         let random = &mut Random::split(seed, 1);
         let nodes = random.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7]);
         let slow = random.chance(200_000);
@@ -111,6 +157,8 @@ impl Shape {
             heartbeat,
             election_min,
             election_max: election_min * random.pick(&[2, 2, 3]),
+            lease: 0,
+            lease_storms: false,
             request_timeout: random.between(300, 2_000) * MS,
             command_bytes_max,
             batch_bytes_max,
@@ -136,6 +184,13 @@ impl Shape {
             mutant: None,
             whims: draw_whims(random),
         }
+    }
+
+    /// By how much the rate of the worst clock is off.
+    #[must_use]
+    pub(crate) fn clock_drift_ppm(&self) -> u32 {
+        let off = self.rates.iter().map(|rate| rate.abs_diff(1_000_000)).max();
+        off.unwrap_or_default() as u32
     }
 
     /// The most replicas that may be missing.

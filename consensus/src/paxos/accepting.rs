@@ -26,7 +26,7 @@ impl Paxos {
     /// # Errors
     /// [`Gap`]: the lane must be reset.
     pub fn on_accept(&mut self, now: Nanos, from: NodeId, accept: &mut Accept) -> Result<(), Gap> {
-        self.now = self.now.max(now);
+        self.advance(now);
         let ballot = accept.ballot;
         let promised = self.acceptor.promised();
         if ballot.node != from || accept.values.is_empty() {
@@ -80,7 +80,7 @@ impl Paxos {
 
     /// A peer's row arrived: vote, heartbeat, commit and read-index ping in one.
     pub fn on_row(&mut self, now: Nanos, from: NodeId, row: Row) {
-        self.now = self.now.max(now);
+        self.advance(now);
         let Some(index) = self.peer_index(from) else { return };
         let before = self.peers[index].row;
         self.peers[index].row = row;
@@ -88,6 +88,7 @@ impl Paxos {
         self.peers[index].heard_at = Some(self.now);
         self.round_seen = self.round_seen.max(row.promised.round);
         self.note_chosen_elsewhere(row.commit_slot);
+        self.watch_pulse(index, row.heartbeat);
         if row.flags.has(RowFlags::LEADING) {
             self.on_leader_row(index, row);
         } else if before.flags.has(RowFlags::LEADING)
@@ -112,6 +113,7 @@ impl Paxos {
         self.follow(ballot);
         if row.ping > self.peers[index].ping_seen && ballot == self.acceptor.promised() {
             self.peers[index].ping_seen = row.ping;
+            self.peers[index].lease_granted = self.grant_lease(ballot, row.lease_asked);
             self.peers[index].row_due = true;
         }
         let before = self.commit_slot;

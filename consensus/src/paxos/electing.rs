@@ -35,9 +35,25 @@ impl Paxos {
             self.notice(Notice::Leaderless);
         }
         self.role = Role::Follower;
-        if self.votes && self.may_lead {
-            self.begin_pre_vote();
+        if !self.votes || !self.may_lead {
+            return;
         }
+        if self.lease_binds(self.next_ballot(), Ballot::ZERO) {
+            // Its own promise is one of those that have to wait.
+            let soon = self.chance.between(Nanos(0), self.settings.heartbeat_interval);
+            let end = self.lease_binds_until() + soon;
+            if end > self.now {
+                self.election_at = self.election_at.min(end);
+            }
+            return;
+        }
+        self.begin_pre_vote();
+    }
+
+    /// Above all that this replica has seen.
+    fn next_ballot(&self) -> Ballot {
+        let round = self.round_seen.max(self.acceptor.promised().round) + 1;
+        Ballot { round, node: self.settings.node }
     }
 
     /// Whether this candidate's own promise is not durable yet. Another ballot would wait no shorter,
@@ -49,8 +65,7 @@ impl Paxos {
     }
 
     fn begin_pre_vote(&mut self) {
-        let round = self.round_seen.max(self.acceptor.promised().round) + 1;
-        let ballot = Ballot { round, node: self.settings.node };
+        let ballot = self.next_ballot();
         let commit_slot = self.commit_slot;
         let granted = alloc::vec![self.settings.node];
         self.role = Role::PreCandidate(PreCandidate { ballot, granted });
@@ -66,7 +81,9 @@ impl Paxos {
             && self.may_lead
             && self.quorum_connected()
             && !matches!(self.role, Role::Leader(_));
-        let granted = self.votes && ballot > promised && !self.leader_is_alive() && !far_behind;
+        let bound = self.lease_binds(ballot, Ballot::ZERO);
+        let granted =
+            self.votes && ballot > promised && !self.leader_is_alive() && !far_behind && !bound;
         self.send(from, Message::PreVoteReply { ballot, granted, promised });
     }
 
@@ -144,6 +161,9 @@ impl Paxos {
             return;
         }
         if ballot > promised {
+            if self.lease_binds(ballot, Ballot::ZERO) {
+                return;
+            }
             self.acceptor.promise(ballot);
             self.abandon_role("a higher ballot was promised");
             self.leader_lost();

@@ -41,6 +41,7 @@ impl Paxos {
             next: peer.row_is_current.then(|| peer.row.commit_slot.next()),
             matched: Slot::ZERO,
             pong: 0,
+            leased_at: None,
             told_behind: false,
         });
         let progress = progress.collect();
@@ -54,6 +55,7 @@ impl Paxos {
             // Pings of one leadership are above those of all earlier ones in this life.
             ping: self.reads.newest_ping(),
         });
+        self.forget_lease();
         self.leader = Some(ballot);
         self.leader_heard_at = Some(self.now);
         self.acceptor.begin(ballot, chosen_through);
@@ -165,12 +167,14 @@ impl Paxos {
         let commit_slot = self.commit_slot;
         let ping = leader.ping;
         let Some(progress) = leader.progress_mut(from) else { return };
+        let mut answers = false;
         let old_votes = self.settings.is(Mutant::CountOldBallotVotes);
         if counts && (row.accepted_ballot == ballot || old_votes) {
             progress.matched = progress.matched.max(row.accepted_slot);
         }
         if counts && row.promised <= ballot {
             progress.pong = progress.pong.max(row.pong.min(ping));
+            answers = true;
         }
         let position = if row.accepted_ballot == ballot {
             row.accepted_slot.max(row.commit_slot)
@@ -194,6 +198,9 @@ impl Paxos {
         progress.told_behind = behind;
         if tell {
             self.send(from, Message::Behind { ballot, first_available, commit_slot });
+        }
+        if answers {
+            self.on_lease_granted(from, &row);
         }
         self.advance_commit();
     }

@@ -4,6 +4,7 @@ mod accepting;
 mod catching_up;
 mod electing;
 mod leading;
+mod lease;
 mod reading;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
@@ -22,6 +23,7 @@ pub use leading::Shipment;
 pub use reading::ReadReady;
 
 use catching_up::CatchUp;
+use lease::{Lease, Pulse};
 use reading::Reads;
 
 /// What a replica knows when it starts: what its log gave back, and who decides.
@@ -73,6 +75,10 @@ pub(crate) struct Peer {
     pub(crate) heartbeat_due: bool,
     /// Its newest read-index ping, to be answered in our row.
     pub(crate) ping_seen: u64,
+    /// What was granted with the answer to it, in microseconds.
+    pub(crate) lease_granted: u32,
+    /// How fast its heart beats.
+    pub(crate) pulse: Pulse,
 }
 
 /// An asked-for read of this replica's log, for a peer's catch-up.
@@ -125,6 +131,7 @@ pub struct Paxos {
     election_at: Nanos,
     catch_up: CatchUp,
     reads: Reads,
+    lease: Lease,
     chance: Chance,
     messages: VecDeque<(NodeId, Message)>,
     held: VecDeque<(PersistNumber, NodeId, Message)>,
@@ -181,25 +188,28 @@ impl Paxos {
             election_at: Nanos::MAX,
             catch_up: CatchUp::default(),
             reads: Reads::new(settings.seed),
+            lease: Lease::default(),
             messages: VecDeque::new(),
             held: VecDeque::new(),
             log_reads: VecDeque::new(),
             notices: VecDeque::new(),
             settings,
         };
+        paxos.lease_after_restart();
         paxos.rest_election_timer();
         paxos
     }
 
     /// The time is `now`: do what is due. Called at least when [`Paxos::poll_timeout`] says.
     pub fn on_time(&mut self, now: Nanos) {
-        self.now = self.now.max(now);
+        self.advance(now);
         if self.now >= self.heartbeat_at {
             self.heartbeat += 1;
             self.heartbeat_at = self.now + self.settings.heartbeat_interval;
             for peer in &mut self.peers {
                 peer.heartbeat_due = true;
             }
+            self.keep_lease();
         }
         if self.settings.whims.has(Point::ExtraRows) {
             self.mark_rows_due();
@@ -210,11 +220,17 @@ impl Paxos {
         }
         self.on_catch_up_timer();
         self.on_read_timer();
+        if self.role_is_leader() {
+            self.start_reads();
+        }
     }
 
     /// When [`Paxos::on_time`] must be called next, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Nanos {
+        if self.reads_wait_for_the_clock() {
+            return self.now + Nanos(1);
+        }
         self.heartbeat_at.min(self.election_at)
     }
 
@@ -262,7 +278,7 @@ impl Paxos {
 
     /// A control message arrived.
     pub fn on_message(&mut self, now: Nanos, from: NodeId, message: Message) {
-        self.now = self.now.max(now);
+        self.advance(now);
         if self.peer_index(from).is_none() {
             return;
         }
@@ -299,11 +315,13 @@ impl Paxos {
 
     /// The data lane to `peer` works, under a new incarnation: nothing of the old one counts.
     pub fn on_link_up(&mut self, now: Nanos, peer: NodeId) {
-        self.now = self.now.max(now);
+        self.advance(now);
         let Some(index) = self.peer_index(peer) else { return };
         // A ping of the peer's earlier life must not be answered in the new one, where it may be
         // counting from the beginning again.
         self.peers[index].ping_seen = 0;
+        self.peers[index].lease_granted = 0;
+        self.peers[index].pulse = Pulse::default();
         self.peers[index].row_is_current = false;
         self.peers[index].row_due = true;
         self.forget_reads_of(peer);
@@ -316,7 +334,7 @@ impl Paxos {
 
     /// The data lane to `peer` failed: nothing is known of what was in flight.
     pub fn on_link_down(&mut self, now: Nanos, peer: NodeId) {
-        self.now = self.now.max(now);
+        self.advance(now);
         self.forget_reads_of(peer);
         self.give_up_catch_up_from(peer);
         if let Some(leader) = self.role.leader_mut() {
@@ -437,6 +455,8 @@ impl Paxos {
             // Also when it leads no more: a row only grows.
             ping: self.reads.newest_ping(),
             pong: self.peer_index(peer).map_or(0, |index| self.peers[index].ping_seen),
+            lease_asked: self.lease_asked(),
+            lease_granted: self.peer_index(peer).map_or(0, |index| self.peers[index].lease_granted),
             flags: RowFlags(flags),
         }
     }
@@ -620,6 +640,8 @@ impl Peer {
             row_due: true,
             heartbeat_due: true,
             ping_seen: 0,
+            lease_granted: 0,
+            pulse: Pulse::default(),
         }
     }
 

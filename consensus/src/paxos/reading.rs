@@ -32,6 +32,8 @@ struct Batch {
 pub(super) struct Reads {
     tickets: u64,
     waiting: Batch,
+    /// At the leader: those of `waiting` that the clock was read after.
+    aged: Batch,
     /// At the leader: what ping is under way, the commit slot when it was sent, and for whom.
     confirming: Option<(u64, Slot, Batch)>,
     /// At a follower: the request that is under way, its highest ticket, and when it is given up.
@@ -51,11 +53,23 @@ impl Reads {
     pub(super) fn newest_ping(&self) -> u64 {
         self.newest_ping
     }
+
+    pub(super) fn note_ping(&mut self, ping: u64) {
+        self.newest_ping = ping;
+    }
 }
 
 impl Batch {
     fn is_empty(&self) -> bool {
         self.local.is_none() && self.peers.is_empty()
+    }
+
+    /// Adds what came after.
+    fn merge(&mut self, later: Self) {
+        self.local = self.local.max(later.local);
+        for (node, id) in later.peers {
+            self.add_peer(node, id);
+        }
     }
 
     fn add_peer(&mut self, node: NodeId, id: u64) {
@@ -71,16 +85,33 @@ impl Paxos {
     /// Asks for a linearizable read. [`Paxos::poll_read`] tells when the returned ticket may read;
     /// while no leader is known it waits.
     pub fn read_index(&mut self, now: Nanos) -> u64 {
-        self.now = self.now.max(now);
+        self.advance(now);
         self.reads.tickets += 1;
         self.reads.waiting.local = Some(self.reads.tickets);
         self.reads.tickets
     }
 
+    /// The clock was read: what came before it may be answered by a lease that holds now.
+    pub(super) fn age_reads(&mut self) {
+        if self.role_is_leader() && !self.reads.waiting.is_empty() {
+            let waiting = core::mem::take(&mut self.reads.waiting);
+            self.reads.aged.merge(waiting);
+        }
+    }
+
+    /// Whether reads need nothing but another look at the clock.
+    pub(super) fn reads_wait_for_the_clock(&self) -> bool {
+        !(self.reads.waiting.is_empty() && self.reads.aged.is_empty()) && self.holds_lease()
+    }
+
     /// Starts what [`Paxos::read_index`] asked for: once for all reads of one step.
     pub fn start_reads(&mut self) {
-        if self.reads.waiting.is_empty() {
+        if self.reads.waiting.is_empty() && self.reads.aged.is_empty() {
             return;
+        }
+        if self.holds_lease() {
+            let batch = core::mem::take(&mut self.reads.aged);
+            return self.release_reads(batch, self.commit_slot);
         }
         match &mut self.role {
             Role::Leader(leader) => {
@@ -91,14 +122,23 @@ impl Paxos {
                 {
                     return;
                 }
-                leader.ping += 1;
-                self.reads.newest_ping = leader.ping;
-                let batch = core::mem::take(&mut self.reads.waiting);
-                self.reads.confirming = Some((leader.ping, self.commit_slot, batch));
+                let ping = self.next_ping();
+                let mut batch = core::mem::take(&mut self.reads.aged);
+                batch.merge(core::mem::take(&mut self.reads.waiting));
+                self.reads.confirming = Some((ping, self.commit_slot, batch));
                 self.mark_rows_due();
                 self.settle_reads();
             }
             _ => self.forward_reads(),
+        }
+    }
+
+    fn release_reads(&mut self, batch: Batch, slot: Slot) {
+        if let Some(through) = batch.local {
+            self.reads.ready.push_back(ReadReady { through, slot });
+        }
+        for (node, id) in batch.peers {
+            self.send(node, Message::ReadIndexReply { id, slot: Some(slot) });
         }
     }
 
@@ -124,7 +164,7 @@ impl Paxos {
     pub(super) fn settle_reads(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
         let Some((ping, slot, _)) = &self.reads.confirming else {
-            if !self.reads.waiting.is_empty() && self.commit_slot >= leader.barrier {
+            if self.commit_slot >= leader.barrier {
                 self.start_reads();
             }
             return;
@@ -139,12 +179,7 @@ impl Paxos {
             return;
         }
         let Some((_, _, batch)) = self.reads.confirming.take() else { return };
-        if let Some(through) = batch.local {
-            self.reads.ready.push_back(ReadReady { through, slot });
-        }
-        for (node, id) in batch.peers {
-            self.send(node, Message::ReadIndexReply { id, slot: Some(slot) });
-        }
+        self.release_reads(batch, slot);
         self.start_reads();
     }
 
@@ -195,6 +230,7 @@ impl Paxos {
     /// may have been restarted and be counting them from the beginning again.
     pub(super) fn forget_reads_of(&mut self, peer: NodeId) {
         self.reads.waiting.peers.retain(|(node, _)| *node != peer);
+        self.reads.aged.peers.retain(|(node, _)| *node != peer);
         if let Some((_, _, batch)) = &mut self.reads.confirming {
             batch.peers.retain(|(node, _)| *node != peer);
         }
@@ -203,8 +239,9 @@ impl Paxos {
     /// Leadership is lost: local reads wait for the next leader, peers are told.
     pub(super) fn drop_leader_reads(&mut self) {
         let confirming = self.reads.confirming.take().map(|(_, _, batch)| batch);
+        let aged = core::mem::take(&mut self.reads.aged);
         let waiting = core::mem::take(&mut self.reads.waiting);
-        for batch in confirming.into_iter().chain([waiting]) {
+        for batch in confirming.into_iter().chain([aged, waiting]) {
             self.reads.waiting.local = self.reads.waiting.local.max(batch.local);
             for (node, id) in batch.peers {
                 self.send(node, Message::ReadIndexReply { id, slot: None });

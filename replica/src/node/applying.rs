@@ -11,6 +11,7 @@ use quorate_consensus::batch::{
 use quorate_consensus::buggify::Point;
 use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{Mutant, Slot, Value, ValueKind};
+use std::sync::atomic::Ordering;
 
 /// Payload bytes applied in one turn before the transport is looked at again.
 const APPLY_BYTES_PER_TURN: usize = 4 << 20;
@@ -69,6 +70,8 @@ impl Node {
     }
 
     fn apply_value(&mut self, slot: Slot, value: &Value) {
+        // Before anyone gets a reply of this slot.
+        self.shared.applied.store(slot.0, Ordering::Release);
         while self.proposed.front().is_some_and(|(proposed, _)| *proposed <= slot) {
             if let Some((_, at)) = self.proposed.pop_front() {
                 let micros = self.clock.now.since(at).0 / 1_000;
@@ -190,6 +193,7 @@ impl Node {
 
     /// Answers the linearizable reads whose slot is applied.
     pub(super) fn answer_reads(&mut self) {
+        self.answer_bounded_reads();
         let Some(core) = &mut self.core else { return };
         while let Some(ready) = core.poll_read() {
             self.read_ready.push_back(ready);
@@ -205,6 +209,20 @@ impl Node {
                 let answers = self.run_queries(&read.queries);
                 let _ = read.reply.send(Ok(answers));
             }
+        }
+    }
+
+    /// Answers the bounded reads whose slot is applied.
+    fn answer_bounded_reads(&mut self) {
+        let applied = self.core.as_ref().map_or(Slot::ZERO, quorate_consensus::Paxos::applied_slot);
+        while let Some(first) = self.bounded_reads.first_entry() {
+            if first.key().0 > applied {
+                return;
+            }
+            let read = first.remove();
+            self.counters.stale_reads += u64::from(read.count);
+            let answers = self.run_queries(&read.queries);
+            let _ = read.reply.send(Ok(answers));
         }
     }
 
@@ -227,7 +245,9 @@ impl Node {
 
     /// Fails every read that waits; used when the replica can never answer it.
     pub(super) fn fail_reads(&mut self, reason: &Reason) {
-        for read in self.reads.drain(..) {
+        for read in
+            self.reads.drain(..).chain(std::mem::take(&mut self.bounded_reads).into_values())
+        {
             let _ = read.reply.send(Err(Failure::Rejected(reason.clone())));
         }
     }

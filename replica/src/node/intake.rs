@@ -309,7 +309,7 @@ impl Node {
         while let Some((request, _)) = self.waiting.front() {
             let has_room = match request {
                 Request::Propose { .. } => self.origin.has_room(),
-                Request::Read { .. } => self.reads.len() < READS_MAX,
+                Request::Read { .. } => self.reads.len() + self.bounded_reads.len() < READS_MAX,
                 Request::Group { .. } => self.relay.has_room(),
             };
             if !has_room && self.log_failure.is_none() {
@@ -358,10 +358,22 @@ impl Node {
                 let answers = self.run_queries(&queries);
                 let _ = reply.send(Ok(answers));
             }
+            Request::Read {
+                count,
+                queries,
+                consistency: Consistency::AtLeast(at_least),
+                reply,
+            } => {
+                let (ticket, asked_at) = (0, arrived);
+                let read = Read { ticket, count, queries, reply, asked_at };
+                self.bounded_reads_taken += 1;
+                self.bounded_reads.insert((at_least, self.bounded_reads_taken), read);
+            }
             Request::Read { count, queries, reply, .. } => {
                 let Some(core) = &mut self.core else { return };
                 let ticket = core.read_index(self.clock.now);
-                self.reads.push_back(Read { ticket, count, queries, reply, asked_at: arrived });
+                let asked_at = arrived;
+                self.reads.push_back(Read { ticket, count, queries, reply, asked_at });
             }
         }
     }
@@ -384,6 +396,11 @@ impl Node {
             let Some(read) = self.reads.pop_front() else { break };
             self.counters.failures += 1;
             let _ = read.reply.send(Err(Failure::Rejected(reason())));
+        }
+        let late = |_: &_, read: &mut Read| now.since(read.asked_at) >= limit;
+        for ((slot, _), read) in self.bounded_reads.extract_if(.., late) {
+            self.counters.failures += 1;
+            let _ = read.reply.send(Err(Failure::Rejected(Reason::NotApplied(slot))));
         }
     }
 }

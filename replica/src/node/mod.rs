@@ -27,7 +27,7 @@ use quorate_consensus::{
 };
 use quorate_pmem_log::{Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// The time of one turn.
@@ -68,8 +68,9 @@ pub enum NodeError {
     Genesis,
 }
 
-/// A linearizable read on its way.
+/// A read on its way.
 struct Read {
+    /// Of a linearizable read.
     ticket: u64,
     count: u32,
     queries: Bytes,
@@ -100,6 +101,9 @@ pub struct Node {
     forwarded_bytes: usize,
     forwarded_commands: u64,
     reads: VecDeque<Read>,
+    /// Reads that wait for a slot and for nothing else.
+    bounded_reads: BTreeMap<(Slot, u64), Read>,
+    bounded_reads_taken: u64,
     read_ready: VecDeque<ReadReady>,
     led_by: Option<Ballot>,
     /// Replicated time, and the newest stamp that this replica gave as leader.
@@ -119,6 +123,8 @@ pub struct Node {
     reported_at: Nanos,
     checked_at: Nanos,
     clock: Clock,
+    /// Wall clock less monotonic clock at the last turn.
+    clocks_apart: Option<i128>,
     // Storage that is used again in every turn.
     events: Vec<Event>,
     accept: Accept,
@@ -190,6 +196,8 @@ impl Node {
             forwarded_bytes: 0,
             forwarded_commands: 0,
             reads: VecDeque::new(),
+            bounded_reads: BTreeMap::new(),
+            bounded_reads_taken: 0,
             read_ready: VecDeque::new(),
             led_by: None,
             time_ms: 0,
@@ -205,6 +213,7 @@ impl Node {
             reported_at: Nanos(0),
             checked_at: Nanos(0),
             clock: Clock::default(),
+            clocks_apart: None,
             events: Vec::new(),
             accept: Accept::default(),
             message: BytesMut::new(),
@@ -256,6 +265,8 @@ impl Node {
         settings.heartbeat_interval = nanos(self.options.heartbeat_interval);
         settings.election_timeout_min = nanos(self.options.election_timeout_min);
         settings.election_timeout_max = nanos(self.options.election_timeout_max);
+        settings.lease = nanos(self.options.lease);
+        settings.clock_drift_ppm = self.options.clock_drift_ppm;
         settings.window_slots_max = self.options.window_slots_max;
         settings.window_bytes_max = self.options.window_bytes_max;
         settings.cache_bytes_max = self.options.cache_bytes_max;
@@ -328,6 +339,7 @@ impl Node {
     /// One turn. The order is the order of the data path: in, step, out, apply.
     pub fn step(&mut self, clock: Clock) -> Turn {
         self.clock = clock;
+        self.compare_clocks();
         self.counters.steps += 1;
         let mut busy = self.receive();
         busy |= self.poll_durable();
@@ -338,10 +350,24 @@ impl Node {
             busy |= self.let_effects_out();
             busy |= self.apply_chosen();
             self.answer_reads();
+            // Reads under a lease are answered when the clock was read again.
+            busy |=
+                self.core.as_ref().is_some_and(|core| core.poll_timeout() <= clock.now + Nanos(1));
         }
         self.transport.flush();
         self.report();
         Turn { busy, next: self.next_turn() }
+    }
+
+    /// The two clocks of this machine must agree on how much time passed. If they do not, one of them
+    /// was set or stood still (the machine slept), and leases are off for a while.
+    fn compare_clocks(&mut self) {
+        let apart = i128::from(self.clock.wall_ms) * 1_000_000 - i128::from(self.clock.now.0);
+        let before = self.clocks_apart.replace(apart);
+        let jumped = before.is_some_and(|before| (apart - before).abs() > CLOCK_JUMP_NANOS);
+        if let Some(core) = self.core.as_mut().filter(|_| jumped) {
+            core.distrust_clocks();
+        }
     }
 
     fn on_time(&mut self) {
@@ -392,6 +418,9 @@ impl Node {
 
 /// What a batch of one command takes beside the command: headers, with room to spare.
 const BATCH_OVERHEAD_BYTES: usize = 1024;
+
+/// Clocks that part by more from one turn to the next have jumped; what slewing does is far less.
+const CLOCK_JUMP_NANOS: i128 = 100_000_000;
 
 /// Deadlines of requests and lost commands are looked at this often.
 const CHECK_EVERY: Nanos = Nanos::from_millis(20);

@@ -22,6 +22,7 @@ pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Laten
         last_slot: Slot::ZERO,
         digest: 0,
         votes: false,
+        holds_lease: false,
         medium: log.medium(),
         durability: log.durability(),
         trouble: String::new(),
@@ -51,8 +52,10 @@ impl Node {
         let mut status = initial_status(&self.options, &self.log, &self.latencies);
         status.cluster = self.genesis.as_ref().map(|genesis| genesis.cluster);
         status.trouble = self.trouble();
-        status.waiting_requests =
-            self.waiting.len() + self.reads.len() + self.shared.requests.len();
+        status.waiting_requests = self.waiting.len()
+            + self.reads.len()
+            + self.bounded_reads.len()
+            + self.shared.requests.len();
         status.commands_in_flight = self.origin.in_flight() as usize;
         status.counters = self.counters;
         if let Some(core) = &self.core {
@@ -63,6 +66,7 @@ impl Node {
             status.applied_slot = core.applied_slot();
             status.last_slot = core.last_slot();
             status.votes = core.votes();
+            status.holds_lease = core.holds_lease();
             status.window_bytes = core.window_bytes();
             status.digest = self.digest;
         }
@@ -132,6 +136,11 @@ impl Node {
         if !core.votes() {
             return "this replica lost what it had promised (new disk, or `memory` durability and a \
                     restart): it follows and does not vote until it is made a member again"
+                .into();
+        }
+        if core.distrusts_clocks() {
+            return "leases are off for some seconds, since the clocks of this machine or of a peer do \
+                    not run as clock_drift_ppm says; reads are confirmed by a majority instead"
                 .into();
         }
         if core.leader().is_none() {

@@ -3,6 +3,18 @@
 use bytes::Bytes;
 use std::future::Future;
 
+/// How fresh the answers to a connection's reads must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Freshness {
+    /// All that was acknowledged before is seen.
+    #[default]
+    Linearizable,
+    /// Everything up to this slot is seen: the connection said `QUORATE READ SLOT`.
+    AtLeast(u64),
+    /// Whatever the replica has: the connection said `READONLY`.
+    Stale,
+}
+
 /// Executes encoded commands: a replicated log, or a store in the same process.
 ///
 /// A batch holds `count` commands back to back, each a [frame] with an encoded
@@ -22,13 +34,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
         commands: Bytes,
     ) -> impl Future<Output = Result<Bytes, SubmitError>> + Send;
 
-    /// Answers queries, linearizably; or, when `stale`, from what this replica has applied so far.
+    /// Answers queries, as fresh as it is asked for.
     fn read(
         &self,
         count: usize,
         queries: Bytes,
-        stale: bool,
+        freshness: Freshness,
     ) -> impl Future<Output = Result<Bytes, SubmitError>> + Send;
+
+    /// The newest slot that this replica has applied, or is just applying (`QUORATE SLOT`): whoever
+    /// saw a reply from here has seen nothing newer.
+    fn applied_slot(&self) -> u64;
 
     /// The state of the cluster as seen from here, as JSON (`QUORATE STATUS`).
     fn status_json(&self) -> String;

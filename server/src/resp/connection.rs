@@ -135,7 +135,7 @@ where
             (count, true) => self.backend.write(count, self.batch.commands.split().freeze()).await,
             (count, false) => {
                 let queries = self.batch.commands.split().freeze();
-                self.backend.read(count, queries, self.session.stale).await
+                self.backend.read(count, queries, self.session.freshness).await
             }
         };
         let error = result.as_ref().err().map(SubmitError::to_string);

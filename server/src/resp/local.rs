@@ -1,6 +1,6 @@
 //! The commands that the front end answers itself.
 
-use super::backend::Backend;
+use super::backend::{Backend, Freshness};
 use super::commands::{Local, Spec, accepts, lookup, subcommands, table, wrong_arity};
 use super::session::{ReplyMode, Session};
 use super::writer::{Protocol, Writer};
@@ -62,13 +62,13 @@ pub(super) fn run<B: Backend>(
             let text = info(session, args.from(1), &backend.info());
             writer.verbatim(&text);
         }
-        Local::Quorate => writer.bulk(backend.status_json().as_bytes()),
+        Local::Quorate => quorate(session, args, backend, &mut writer),
         Local::ReadOnly => {
-            session.stale = true;
+            session.freshness = Freshness::Stale;
             writer.ok();
         }
         Local::ReadWrite => {
-            session.stale = false;
+            session.freshness = Freshness::Linearizable;
             writer.ok();
         }
         Local::Time => time(&mut writer),
@@ -77,6 +77,36 @@ pub(super) fn run<B: Backend>(
             writer.ok();
         }
         Local::Wait => wait(args, backend.acknowledged_replicas(), &mut writer),
+    }
+}
+
+/// `QUORATE STATUS`, `QUORATE SLOT`, `QUORATE READ LINEARIZABLE|STALE|slot`.
+fn quorate<B: Backend>(
+    session: &mut Session,
+    args: Args<'_>,
+    backend: &B,
+    writer: &mut Writer<'_>,
+) {
+    match args.at(1) {
+        word if is(word, "slot") => {
+            writer.int(i64::try_from(backend.applied_slot()).unwrap_or(i64::MAX));
+        }
+        word if is(word, "read") => {
+            session.freshness = match args.at(2) {
+                word if is(word, "linearizable") => Freshness::Linearizable,
+                word if is(word, "stale") => Freshness::Stale,
+                word => match parse_integer(word).and_then(|slot| u64::try_from(slot).ok()) {
+                    Some(slot) => Freshness::AtLeast(slot),
+                    None => {
+                        return writer.error(
+                            "ERR QUORATE READ takes LINEARIZABLE, STALE, or a slot from QUORATE SLOT",
+                        );
+                    }
+                },
+            };
+            writer.ok();
+        }
+        _ => writer.bulk(backend.status_json().as_bytes()),
     }
 }
 
@@ -235,7 +265,7 @@ fn client_line(session: &Session) -> String {
         session.id,
         String::from_utf8_lossy(&session.name),
         session.since.elapsed().as_secs(),
-        if session.stale { "r" } else { "N" },
+        if session.freshness == Freshness::Stale { "r" } else { "N" },
         session.multi_len(),
         if session.protocol == Protocol::Resp3 { 3 } else { 2 },
         String::from_utf8_lossy(&session.library[0]),

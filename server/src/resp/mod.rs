@@ -22,7 +22,7 @@ mod settings;
 mod tests;
 pub mod writer;
 
-pub use backend::{Backend, SubmitError};
+pub use backend::{Backend, Freshness, SubmitError};
 pub use connection::Connection;
 pub use listener::{Shared, serve};
 pub use session::Session;

@@ -1,5 +1,6 @@
 //! What a connection remembers between requests, and how each request changes it.
 
+use super::backend::Freshness;
 use super::batch::{Batch, Slot};
 use super::commands::{Control, ErrorText, Handler, Local, resolve};
 use super::listener::Shared;
@@ -111,8 +112,8 @@ pub struct Session {
     pub(super) library: [Vec<u8>; 2],
     pub(super) protocol: Protocol,
     pub(super) reply_mode: ReplyMode,
-    /// Reads may be answered from this replica's own state (`READONLY`).
-    pub(super) stale: bool,
+    /// How fresh reads must be (`READONLY`, `QUORATE READ`).
+    pub(super) freshness: Freshness,
     /// The connection closes when the batch has been answered.
     pub(super) closing: bool,
     multi: Option<Multi>,
@@ -139,7 +140,7 @@ impl Session {
             library: [Vec::new(), Vec::new()],
             protocol: Protocol::Resp2,
             reply_mode: ReplyMode::On,
-            stale: false,
+            freshness: Freshness::Linearizable,
             closing: false,
             multi: None,
             watches: BytesMut::new(),
@@ -174,7 +175,7 @@ impl Session {
         self.name.clear();
         self.protocol = Protocol::Resp2;
         self.reply_mode = ReplyMode::On;
-        self.stale = false;
+        self.freshness = Freshness::Linearizable;
     }
 
     /// Puts a request into the batch. `local` does what concerns the front end alone.

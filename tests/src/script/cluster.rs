@@ -35,6 +35,10 @@ pub struct Options {
     pub window_slots_max: u64,
     /// Payload bytes of one shipped record, about.
     pub record_bytes: usize,
+    /// See [`Settings::lease`].
+    pub lease: Nanos,
+    /// See [`Settings::clock_drift_ppm`].
+    pub clock_drift_ppm: u32,
     /// Rows in flight on one lane: more than one lets a reader see old ones late.
     pub rows_max: usize,
 }
@@ -51,6 +55,8 @@ impl Options {
             catch_up_bytes: 1 << 16,
             window_slots_max: 1024,
             record_bytes: 4096,
+            lease: Nanos(0),
+            clock_drift_ppm: 1_000,
             rows_max: 1,
         }
     }
@@ -58,6 +64,8 @@ impl Options {
     fn settings(&self, node: NodeId) -> Settings {
         let mut settings = Settings::new(node, Incarnation(u64::from(node.0)));
         settings.cache_bytes_max = self.cache_bytes_max;
+        settings.lease = self.lease;
+        settings.clock_drift_ppm = self.clock_drift_ppm;
         settings.catch_up_bytes = self.catch_up_bytes;
         settings.window_slots_max = self.window_slots_max;
         match self.seed {

@@ -2,7 +2,7 @@
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R]` | a new cluster of N voters (see [`Options`]) |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM]` | a new cluster of N voters (see [`Options`]) |
 //! | `run 500ms` | time passes, everything is delivered at once |
 //! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
 //! | `settle` | delivers until nothing is in flight |
@@ -104,6 +104,8 @@ impl Interpreter {
                 "cache" => options.cache_bytes_max = number(value)?,
                 "catch-up" => options.catch_up_bytes = number(value)?,
                 "window" => options.window_slots_max = number(value)?,
+                "lease" => options.lease = duration(value)?,
+                "drift" => options.clock_drift_ppm = number(value)?,
                 "rows" => options.rows_max = number(value)?,
                 "record" => options.record_bytes = number(value)?,
                 _ => return Err(format!("no setting is named {name}")),

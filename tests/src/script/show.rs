@@ -137,6 +137,9 @@ pub fn row_news(before: &Row, row: &Row) -> Option<String> {
     if row.pong != before.pong {
         let _ = write!(news, " pong {}", row.pong);
     }
+    if row.lease_granted != before.lease_granted {
+        let _ = write!(news, " lease {}us", row.lease_granted);
+    }
     let names = [
         (RowFlags::LEADING, "leading"),
         (RowFlags::QUORUM_CONNECTED, "connected"),

@@ -137,6 +137,7 @@ impl Walk {
         options.window_slots_max = [4, 1024][chance.below(2) as usize];
         options.record_bytes = [1, 4096][chance.below(2) as usize];
         options.rows_max = [1, 3][chance.below(2) as usize];
+        options.lease = Nanos::from_millis([0, 200][chance.below(2) as usize]);
         let mut weights = ALWAYS.to_vec();
         for (events, weight) in FAULTS {
             if chance.below(2) == 0 {

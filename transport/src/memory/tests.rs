@@ -200,6 +200,8 @@ fn uniform_row(number: u64) -> Row {
         heartbeat: number,
         ping: number,
         pong: number,
+        lease_asked: number as u32,
+        lease_granted: number as u32,
         flags: quorate_consensus::RowFlags(number),
     }
 }

@@ -210,6 +210,26 @@ async fn commands_of_the_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_says_how_fresh_its_reads_must_be() {
+    let backend = Single::new(1);
+    let mut c = Client::connect(&backend);
+    c.check("QUORATE SLOT", ":17\r\n").await;
+    c.check("GET nope", "$-1\r\n").await;
+    c.check("QUORATE READ 17", "+OK\r\n").await;
+    c.check("GET nope", "$-1\r\n").await;
+    c.check("QUORATE READ stale", "+OK\r\n").await;
+    c.check("GET nope", "$-1\r\n").await;
+    c.check("QUORATE READ LINEARIZABLE", "+OK\r\n").await;
+    c.check("GET nope", "$-1\r\n").await;
+    let refused = "-ERR QUORATE READ takes LINEARIZABLE, STALE, or a slot from QUORATE SLOT\r\n";
+    c.check("QUORATE READ -1", refused).await;
+    c.check("QUORATE READ soon", refused).await;
+    let asked = backend.0.freshness.lock().expect("not poisoned").clone();
+    let linear = Freshness::Linearizable;
+    assert_eq!(asked, [linear, Freshness::AtLeast(17), Freshness::Stale, linear]);
+}
+
+#[tokio::test]
 async fn replies_that_are_not_wanted_are_not_sent() {
     let mut c = Client::connect(&Single::new(1));
     c.send(b"CLIENT REPLY OFF\r\nSET k v\r\nPING\r\nfoo\r\nCLIENT REPLY ON\r\n").await;

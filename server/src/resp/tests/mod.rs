@@ -27,6 +27,7 @@ struct Inner {
     writes: AtomicUsize,
     reads: AtomicUsize,
     stale_reads: AtomicUsize,
+    freshness: Mutex<Vec<Freshness>>,
     /// What the next calls fail with.
     failure: Mutex<Option<SubmitError>>,
 }
@@ -39,6 +40,7 @@ impl Single {
             writes: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             stale_reads: AtomicUsize::new(0),
+            freshness: Mutex::default(),
             failure: Mutex::new(None),
         }))
     }
@@ -90,10 +92,20 @@ impl Backend for Single {
         self.run(count, &commands, |store, now, command, out| store.apply(now, command, out))
     }
 
-    async fn read(&self, count: usize, queries: Bytes, stale: bool) -> Result<Bytes, SubmitError> {
+    async fn read(
+        &self,
+        count: usize,
+        queries: Bytes,
+        freshness: Freshness,
+    ) -> Result<Bytes, SubmitError> {
         self.0.reads.fetch_add(1, Ordering::SeqCst);
-        self.0.stale_reads.fetch_add(usize::from(stale), Ordering::SeqCst);
+        self.0.freshness.lock().expect("not poisoned").push(freshness);
+        self.0.stale_reads.fetch_add(usize::from(freshness == Freshness::Stale), Ordering::SeqCst);
         self.run(count, &queries, |store, now, query, out| store.query(now, query, out))
+    }
+
+    fn applied_slot(&self) -> u64 {
+        17
     }
 
     fn status_json(&self) -> String {
