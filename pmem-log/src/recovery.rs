@@ -50,7 +50,9 @@ pub(crate) fn open(
 ) -> Result<Opened, OpenError> {
     let names = medium.names().map_err(|source| refused(medium, "list", "", source))?;
     let store = if names.iter().any(|name| name == superblock::NAME) {
-        SuperblockStore::open(medium.as_ref())?
+        let store = SuperblockStore::open(medium.as_ref())?;
+        store.settle().map_err(|source| refused(medium, "settle", superblock::NAME, source))?;
+        store
     } else {
         format(medium, options, fresh, &names)?
     };

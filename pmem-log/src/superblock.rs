@@ -1,8 +1,9 @@
 //! The superblock: whose log this is and where its durable part ended when it was last written.
 //!
 //! It is the only thing in a log that is ever overwritten, so it is kept twice, in two copies of
-//! [`COPY_BYTES`] in one area. A change writes and persists the first, then the second: at any
-//! moment one of them is whole, and at rest either alone is enough.
+//! [`COPY_BYTES`] in one area. A change writes and persists one, then the other: at any moment one
+//! of them is whole, and at rest either alone is enough. The one that was read is written last,
+//! since the other may have been left torn by a crash in the middle of such a change.
 
 use crate::api::{Boot, Identity, MediumKind};
 use crate::error::OpenError;
@@ -161,6 +162,8 @@ impl Superblock {
 #[derive(Debug)]
 pub(crate) struct SuperblockStore {
     area: Arc<dyn Area>,
+    /// The copy that is known to be whole; the other may not be.
+    whole_copy: u64,
     pub(crate) current: Superblock,
 }
 
@@ -168,7 +171,7 @@ impl SuperblockStore {
     /// Writes the first superblock of a log. It appears under its name only when it is whole.
     pub(crate) fn create(medium: &dyn Medium, superblock: Superblock) -> io::Result<Self> {
         let area = medium.create(NAME_UNFINISHED, COPY_BYTES as u64 * COPIES)?;
-        let mut store = Self { area, current: superblock };
+        let mut store = Self { area, whole_copy: 1, current: superblock };
         store.write()?;
         medium.rename(NAME_UNFINISHED, NAME)?;
         Ok(store)
@@ -179,7 +182,7 @@ impl SuperblockStore {
         let path = medium.path(NAME);
         let refused = |source| OpenError::Io { action: "read", path: path.clone(), source };
         let area = medium.open(NAME).map_err(refused)?;
-        let mut newest: Option<Superblock> = None;
+        let mut newest: Option<(u64, Superblock)> = None;
         let mut version = None;
         for copy in 0..COPIES {
             let start = copy * COPY_BYTES as u64;
@@ -187,8 +190,10 @@ impl SuperblockStore {
             let mut bytes = vec![0; length as usize];
             area.read(start, &mut bytes).map_err(refused)?;
             match Superblock::decode(&bytes) {
-                Ok(found) if newest.as_ref().is_none_or(|n| n.generation < found.generation) => {
-                    newest = Some(found);
+                Ok(found)
+                    if newest.as_ref().is_none_or(|(_, n)| n.generation < found.generation) =>
+                {
+                    newest = Some((copy, found));
                 }
                 Ok(_) | Err(Unreadable::Damaged) => {}
                 Err(Unreadable::Version(found)) => version = Some(found),
@@ -196,7 +201,7 @@ impl SuperblockStore {
         }
         let directory = path.parent().unwrap_or(Path::new("")).to_owned();
         match (newest, version) {
-            (Some(current), _) => Ok(Self { area, current }),
+            (Some((whole_copy, current)), _) => Ok(Self { area, whole_copy, current }),
             (None, Some(found)) => {
                 Err(OpenError::UnknownVersion { directory, found, readable: FORMAT_VERSION })
             }
@@ -207,12 +212,19 @@ impl SuperblockStore {
         }
     }
 
-    /// Makes `current` durable: one copy after the other.
+    /// Makes durable what was found. A process that died may have left it seen and not durable, and
+    /// from now on files go, and copies are overwritten, because of what it says.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        self.area.persist(0, self.area.bytes().min(COPY_BYTES as u64 * COPIES))
+    }
+
+    /// Makes `current` durable: one copy after the other, the whole one last.
     pub(crate) fn write(&mut self) -> io::Result<()> {
         // Nobody writes so often; if someone forges it, the first whole copy will do.
         self.current.generation = self.current.generation.saturating_add(1);
         let bytes = self.current.encode();
-        for copy in 0..COPIES {
+        let last = self.whole_copy;
+        for copy in [COPIES - 1 - last, last] {
             let start = copy * COPY_BYTES as u64;
             self.area.write(start, &bytes)?;
             self.area.persist(start, bytes.len() as u64)?;

@@ -1,0 +1,99 @@
+//! Crashes the log wherever it can crash; see the library's page.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use quorate_explore::log::{LogSubject, try_mutants, workload};
+use quorate_explore::{Budget, Figures, explore};
+use std::process::ExitCode;
+use std::time::Instant;
+
+#[derive(Parser, Debug)]
+#[command(version, about = "Recovers the log from every image that a crash may leave of a run")]
+struct Arguments {
+    /// Operations of the workload.
+    #[arg(long, default_value_t = 10_000)]
+    operations: u64,
+    /// What the workload and all samples are drawn from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Images tried where there are more than 1024.
+    #[arg(long, default_value_t = 64)]
+    samples: u32,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Only this medium: pmem or file.
+    #[arg(long)]
+    medium: Option<String>,
+    /// Then also see that each mistake is found: nothing made durable at one site, a wrong order.
+    #[arg(long)]
+    mutants: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut found = false;
+    for (name, subject) in [("pmem", LogSubject::PMEM), ("file", LogSubject::FILE)] {
+        if arguments.medium.as_deref().is_none_or(|only| only == name) {
+            found |= run(&arguments, name, &subject).is_err();
+        }
+    }
+    if found { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn run(arguments: &Arguments, name: &str, subject: &LogSubject) -> Result<(), ()> {
+    let begin = Instant::now();
+    let seed = arguments.seed;
+    let recorded = workload(subject, arguments.operations, seed);
+    let (events, done) = recorded.map_err(|fault| println!("{name}: without a crash: {fault}"))?;
+    println!("{name}: seed {seed}, {} events of {done:?}", events.len());
+    let budget = Budget { samples: arguments.samples, seed, ..Budget::default() };
+    let model = subject.crash_model();
+    let explored = explore(subject, model, budget, None, &events, arguments.jobs.max(1));
+    let seconds = begin.elapsed().as_secs_f64();
+    match explored {
+        Ok(figures) if !arguments.mutants => {
+            print(name, &figures, seconds);
+            Ok(())
+        }
+        Ok(figures) => {
+            print(name, &figures, seconds);
+            let begin = Instant::now();
+            let verdicts = try_mutants(subject, &events, budget, &figures, arguments.jobs.max(1));
+            let (mut found, mut wrong) = (0, 0);
+            for verdict in &verdicts {
+                let said = match (&verdict.found, verdict.harmless) {
+                    (Some(violation), None) => {
+                        found += 1;
+                        format!("found: {}", violation.what)
+                    }
+                    (None, Some(why)) => format!("harmless: {why}"),
+                    (None, None) => "NOT FOUND".to_owned(),
+                    (Some(violation), Some(_)) => format!("NOT HARMLESS: {violation}"),
+                };
+                wrong += usize::from(verdict.found.is_some() == verdict.harmless.is_some());
+                println!("{name}: mutant: {}: {said}", verdict.mutant);
+            }
+            let (all, seconds) = (verdicts.len(), begin.elapsed().as_secs_f64());
+            println!("{name}: {found} of {all} mutants found, {wrong} not as expected, {seconds:.1} s");
+            if wrong == 0 { Ok(()) } else { Err(()) }
+        }
+        Err(violation) => {
+            println!("{name}: VIOLATION after {seconds:.1} s: {violation}");
+            Err(())
+        }
+    }
+}
+
+fn print(name: &str, figures: &Figures, seconds: f64) {
+    let Figures { points, exhaustive_points, images, nested_runs, abandoned_runs, .. } = figures;
+    println!("{name}: {points} points, {exhaustive_points} of them with all images; {images} images");
+    for (depth, images) in &figures.nested_images {
+        println!("{name}: {images} images after {depth} interrupted recoveries");
+    }
+    println!("{name}: {nested_runs} recoveries explored, {abandoned_runs} after a process' death");
+    for (site, times) in &figures.sites {
+        println!("{name}: {times:>8} × {site}");
+    }
+    println!("{name}: 0 violations in {} images, {seconds:.1} s", figures.all_images());
+}
