@@ -58,6 +58,11 @@ pub struct Report {
     pub commit_slot: Slot,
     /// The lowest and the highest slot of any entry.
     pub slots: Option<(Slot, Slot)>,
+    /// The position behind the last whole record: segment number × segment size + offset.
+    pub ends_at: u64,
+    /// The position below which all was durable when the superblock was last written: where the
+    /// last opening found the end, or where a clean close left it.
+    pub durable: u64,
     /// How it ends.
     pub end: End,
     /// Everything that was durable and is not whole, also where a later record repaired it.
@@ -88,16 +93,27 @@ pub fn inspect(
     directory: &Path,
     each: &mut dyn FnMut(&RecordSummary),
 ) -> Result<Report, OpenError> {
-    let medium = open_read_only(directory)?;
-    let refused = |source| OpenError::Io { action: "read", path: directory.to_owned(), source };
+    inspect_on(&open_read_only(directory)?, each)
+}
+
+/// As [`inspect`], on any medium. Nothing is written to it.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_on(
+    medium: &Arc<dyn Medium>,
+    each: &mut dyn FnMut(&RecordSummary),
+) -> Result<Report, OpenError> {
+    let directory = medium.path("");
+    let refused = |source| OpenError::Io { action: "read", path: directory.clone(), source };
     let names = medium.names().map_err(refused)?;
     if !names.iter().any(|name| name == superblock::NAME) {
         let found = names.first().map_or("no superblock", String::as_str).to_owned();
-        return Err(OpenError::NotALog { directory: directory.to_owned(), found });
+        return Err(OpenError::NotALog { directory, found });
     }
     let store = SuperblockStore::open(medium.as_ref())?;
     let superblock = &store.current;
-    let (segments, _) = list(&medium, superblock, &names)?;
+    let (segments, _) = list(medium, superblock, &names)?;
     let mut report = Report {
         identity: superblock.identity(),
         medium: superblock.kind,
@@ -110,16 +126,19 @@ pub fn inspect(
         promised: Ballot::ZERO,
         commit_slot: Slot::ZERO,
         slots: None,
+        ends_at: 0,
+        durable: superblock.durable,
         end: End::Clean,
         damaged: Vec::new(),
     };
     let geometry = geometry(superblock);
     let tail = scan(geometry, superblock, &segments, Mistake::default(), &mut |event| {
-        if let Some(record) = report.take(&medium, &geometry, &event) {
+        if let Some(record) = report.take(medium, &geometry, &event) {
             each(&record);
         }
     });
-    report.end = tail.map_err(refused)?.verdict();
+    let tail = tail.map_err(refused)?;
+    (report.ends_at, report.end) = (tail.end, tail.verdict());
     Ok(report)
 }
 

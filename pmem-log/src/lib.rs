@@ -73,6 +73,6 @@ pub use checkpoint::{
 };
 pub use error::{Fault, LogError, OpenError};
 pub use group::SyncSteps;
-pub use inspect::{RecordSummary, Report, inspect, verify};
+pub use inspect::{RecordSummary, Report, inspect, inspect_on, verify};
 pub use log::Log;
 pub use medium::{Area, FileMedium, MappedMedium, Medium, Profile, open_medium};

@@ -215,7 +215,7 @@ impl SuperblockStore {
     /// Makes durable what was found. A process that died may have left it seen and not durable, and
     /// from now on files go, and copies are overwritten, because of what it says.
     pub(crate) fn settle(&self) -> io::Result<()> {
-        self.area.persist(0, self.area.bytes().min(COPY_BYTES as u64 * COPIES))
+        self.area.adopt(0, self.area.bytes().min(COPY_BYTES as u64 * COPIES))
     }
 
     /// Makes `current` durable: one copy after the other, the whole one last.

@@ -75,7 +75,9 @@ fn run(arguments: &Arguments, name: &str, subject: &LogSubject) -> Result<(), ()
                 println!("{name}: mutant: {}: {said}", verdict.mutant);
             }
             let (all, seconds) = (verdicts.len(), begin.elapsed().as_secs_f64());
-            println!("{name}: {found} of {all} mutants found, {wrong} not as expected, {seconds:.1} s");
+            println!(
+                "{name}: {found} of {all} mutants found, {wrong} not as expected, {seconds:.1} s"
+            );
             if wrong == 0 { Ok(()) } else { Err(()) }
         }
         Err(violation) => {
@@ -86,8 +88,8 @@ fn run(arguments: &Arguments, name: &str, subject: &LogSubject) -> Result<(), ()
 }
 
 fn print(name: &str, figures: &Figures, seconds: f64) {
-    let Figures { points, exhaustive_points, images, nested_runs, abandoned_runs, .. } = figures;
-    println!("{name}: {points} points, {exhaustive_points} of them with all images; {images} images");
+    let Figures { points, sampled, images, nested_runs, abandoned_runs, .. } = figures;
+    println!("{name}: {points} points, all images of all but {sampled}; {images} images");
     for (depth, images) in &figures.nested_images {
         println!("{name}: {images} images after {depth} interrupted recoveries");
     }

@@ -245,11 +245,8 @@ impl Disk {
     pub(crate) fn abandoned(&self) -> Image {
         let unit = self.model.unit;
         let seen = self.areas.iter().map(|(area, contents)| (*area, contents.seen(unit)));
-        let mut image = Image {
-            names: self.names.clone(),
-            areas: seen.collect(),
-            next: self.next_area(),
-        };
+        let mut image =
+            Image { names: self.names.clone(), areas: seen.collect(), next: self.next_area() };
         image.forget_unnamed();
         image
     }

@@ -8,6 +8,7 @@ use quorate_pmem_log::{Medium, Profile};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is explored.
 pub trait Subject: Sync {
@@ -22,8 +23,8 @@ pub trait Subject: Sync {
     /// The model before anything happened, on an empty medium.
     fn beginning(&self) -> Self::Model;
 
-    /// Learns what the run says.
-    fn note(&self, model: &mut Self::Model, mark: &Self::Mark);
+    /// Learns what the run says. Whether less may come back from now on: then that is tried at once.
+    fn note(&self, model: &mut Self::Model, mark: &Self::Mark) -> bool;
 
     /// Opens what is on the medium and says whether it is something that the model allows; if
     /// `go_on`, also that work goes on from there, across another opening. Everything that happens
@@ -122,8 +123,8 @@ impl Default for Budget {
 pub struct Figures {
     /// Operations after which a crash was tried, in the run itself.
     pub points: u64,
-    /// The points of which all images were tried.
-    pub exhaustive_points: u64,
+    /// How often there were so many images that only a sample of them was tried.
+    pub sampled: u64,
     /// Images recovered, in the run itself.
     pub images: u64,
     /// Images after a crash of a recovery, by how many recoveries were interrupted.
@@ -140,7 +141,7 @@ impl Figures {
     /// Adds what another job tried.
     pub fn add(&mut self, other: &Self) {
         self.points += other.points;
-        self.exhaustive_points += other.exhaustive_points;
+        self.sampled += other.sampled;
         self.images += other.images;
         self.nested_runs += other.nested_runs;
         self.abandoned_runs += other.abandoned_runs;
@@ -188,6 +189,8 @@ pub struct Explorer<'a, S: Subject> {
     /// The site at which nothing becomes durable.
     suppressed: Option<&'a str>,
     random: Random,
+    /// Another job has found a violation.
+    stop: &'a AtomicBool,
     /// What was tried.
     pub figures: Figures,
     trail: Vec<(usize, String)>,
@@ -211,10 +214,11 @@ impl<'a, S: Subject> Explorer<'a, S> {
         model: CrashModel,
         budget: Budget,
         suppressed: Option<&'a str>,
+        stop: &'a AtomicBool,
     ) -> Self {
         let random = Random::new(budget.seed);
         let figures = Figures::default();
-        Self { subject, budget, model, suppressed, random, figures, trail: Vec::new() }
+        Self { subject, budget, model, suppressed, random, stop, figures, trail: Vec::new() }
     }
 
     /// Crashes the run after each of its operations. Of several jobs, numbered from 0, each takes
@@ -230,9 +234,7 @@ impl<'a, S: Subject> Explorer<'a, S> {
     ) -> Result<(), Violation> {
         self.random = Random::new(self.budget.seed.wrapping_add(job as u64));
         let disk = Disk::new(self.model, &Image::default());
-        self.walk(disk, events, self.subject.beginning(), 0, &|index| {
-            index / STRETCH % jobs == job
-        })
+        self.walk(disk, events, self.subject.beginning(), 0, &|index| index / STRETCH % jobs == job)
     }
 
     fn walk(
@@ -245,10 +247,18 @@ impl<'a, S: Subject> Explorer<'a, S> {
     ) -> Result<(), Violation> {
         let mut tried = HashSet::new();
         for (index, event) in events.iter().enumerate() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             if let Event::Mark(mark) = event {
-                self.subject.note(&mut model, mark);
-                // It may allow less than before.
-                tried.clear();
+                if self.subject.note(&mut model, mark) {
+                    tried.clear();
+                    if is_mine(index) {
+                        self.trail.push((index, format!("{mark:?}")));
+                        self.images(&disk, &model, depth, &mut tried)?;
+                        self.trail.pop();
+                    }
+                }
                 continue;
             }
             let suppressed = self.meet(&disk, &model, event, is_mine(index));
@@ -257,16 +267,11 @@ impl<'a, S: Subject> Explorer<'a, S> {
                 tried.clear();
             }
             if is_mine(index) {
+                self.figures.points += u64::from(depth == 0);
                 self.trail.push((index, describe(&disk, event)));
                 self.point(&disk, &model, depth, event, &mut tried)?;
                 self.trail.pop();
             }
-        }
-        // What the last marks say holds from now on.
-        if is_mine(events.len()) {
-            self.trail.push((events.len(), "the end".to_owned()));
-            self.images(&disk, &model, depth, &mut HashSet::new())?;
-            self.trail.pop();
         }
         Ok(())
     }
@@ -353,8 +358,7 @@ impl<'a, S: Subject> Explorer<'a, S> {
             _ => (samples, true),
         };
         if depth == 0 {
-            self.figures.points += 1;
-            self.figures.exhaustive_points += u64::from(!sampled);
+            self.figures.sampled += u64::from(sampled);
         }
         let mut kept = vec![0; doubts.len()];
         for number in 0..count {
@@ -489,7 +493,7 @@ pub fn record<M, T>(profile: Profile, work: impl FnOnce(&Tape<M>) -> T) -> (Vec<
 /// Explores a run with several threads.
 ///
 /// # Errors
-/// A violation, of those found the one of the lowest job.
+/// A violation.
 pub fn explore<S: Subject>(
     subject: &S,
     model: CrashModel,
@@ -498,13 +502,23 @@ pub fn explore<S: Subject>(
     events: &[Event<S::Mark>],
     jobs: usize,
 ) -> Result<Figures, Violation> {
+    let stop = AtomicBool::new(false);
     let one = |job| {
-        let mut explorer = Explorer::new(subject, model, budget, suppressed);
-        explorer.explore(events, job, jobs).map(|()| explorer.figures)
+        let mut explorer = Explorer::new(subject, model, budget, suppressed, &stop);
+        let explored = explorer.explore(events, job, jobs);
+        stop.fetch_or(explored.is_err(), Ordering::Relaxed);
+        explored.map(|()| explorer.figures)
     };
     let mut figures = Figures::default();
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..jobs).map(|job| scope.spawn(move || one(job))).collect();
+        let threads: Vec<_> = (0..jobs)
+            .map(|job| {
+                scope.spawn({
+                    let one = &one;
+                    move || one(job)
+                })
+            })
+            .collect();
         for thread in threads {
             let found = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             figures.add(&found?);

@@ -105,6 +105,12 @@ impl<M> Tape<M> {
         self.lock().note(|| Event::Mark(mark));
     }
 
+    /// Another medium that holds the same now, to look at without leaving a trace.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self::new(self.profile, self.lock().image.clone(), false)
+    }
+
     /// Everything that happened so far; nothing is kept from now on.
     #[must_use]
     pub fn take(&self) -> Vec<Event<M>> {

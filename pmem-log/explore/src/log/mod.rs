@@ -68,8 +68,13 @@ impl Subject for LogSubject {
         Model::default()
     }
 
-    fn note(&self, model: &mut Model, mark: &Mark) {
+    fn note(&self, model: &mut Model, mark: &Mark) -> bool {
         model.note(mark);
+        // The others allow more, or nothing else.
+        matches!(
+            mark,
+            Mark::Acknowledged(_) | Mark::Founded | Mark::Recovered(..) | Mark::Sealed(_)
+        )
     }
 
     fn recover(&self, tape: &Tape<Mark>, model: &Model, go_on: bool) -> Result<(), String> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use quorate_consensus::{Ballot, Entry, Slot};
-use quorate_pmem_log::{Log, Record, Recovered};
+use quorate_pmem_log::{Log, Record, Recovered, Report};
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -52,6 +52,8 @@ pub enum Mark {
     /// A recovery is finished: it brought back so many of the records that were pending, and this
     /// founding document. From now on others rely on exactly that.
     Recovered(usize, Option<Bytes>),
+    /// The superblock says that all below this position is durable.
+    Sealed(u64),
 }
 
 /// The log without the records whose fate is open.
@@ -106,6 +108,7 @@ pub struct Model {
     trimmed_below: Slot,
     genesis: Option<Bytes>,
     next_genesis: Option<Bytes>,
+    sealed: u64,
 }
 
 /// What came back.
@@ -131,8 +134,7 @@ impl Model {
     /// The highest slot, ballot and commit slot, of pending records too.
     pub(super) fn newest(&self) -> (Slot, Ballot, Slot) {
         let state = &self.acknowledged;
-        let mut newest =
-            (Slot(state.end().saturating_sub(1)), state.promised, state.commit_slot);
+        let mut newest = (Slot(state.end().saturating_sub(1)), state.promised, state.commit_slot);
         for (record, commit_slot) in &self.pending {
             newest.2 = newest.2.max(*commit_slot);
             match record {
@@ -162,6 +164,7 @@ impl Model {
             }
             Mark::Found(document) => self.next_genesis = Some(document.clone()),
             Mark::Founded => self.genesis = self.next_genesis.take(),
+            Mark::Sealed(position) => self.sealed = self.sealed.max(*position),
             Mark::Recovered(count, genesis) => {
                 self.settle(*count);
                 self.pending.clear();
@@ -177,13 +180,26 @@ impl Model {
         }
     }
 
+    /// Compares what an inspection says with what it may.
+    pub(super) fn inspect(&self, report: &Report) -> Result<(), String> {
+        if !report.is_whole() {
+            return Err(format!("an inspection finds damage: {:?}", report.damaged));
+        }
+        if report.durable < self.sealed {
+            let (durable, sealed) = (report.durable, self.sealed);
+            return Err(format!("the superblock says durable up to {durable}, not {sealed}"));
+        }
+        Ok(())
+    }
+
     /// Compares what came back with what may.
     pub(super) fn check(&self, recovered: &Recovered, log: &Log) -> Result<Found, String> {
         if !recovered.damaged.is_empty() || !recovered.promise_certain {
-            return Err(format!("a crash is reported as damage: {recovered:?}"));
+            let damaged = &recovered.damaged;
+            return Err(format!("a crash is reported as damage: {damaged:?}"));
         }
         if recovered.intact_through != recovered.last_slot {
-            return Err(format!("not all is intact: {recovered:?}"));
+            return Err(format!("intact through {} only", recovered.intact_through));
         }
         let genesis = recovered.identity.genesis.clone();
         if genesis != self.genesis && (genesis.is_none() || genesis != self.next_genesis) {
@@ -192,7 +208,8 @@ impl Model {
         let mut entries = Vec::new();
         log.read(recovered.first_slot, usize::MAX, &mut entries)
             .map_err(|error| format!("what came back cannot be read: {error}"))?;
-        let span = recovered.last_slot.0 + 1 - recovered.first_slot.0.min(recovered.last_slot.0 + 1);
+        let span =
+            recovered.last_slot.0 + 1 - recovered.first_slot.0.min(recovered.last_slot.0 + 1);
         if entries.len() as u64 != span {
             return Err(format!("{} entries of {span} can be read", entries.len()));
         }

@@ -1,13 +1,13 @@
 //! A log at work on a tape, and a workload that meets everything that it does.
 
-use super::model::{Mark, Model, Phase};
 use super::LogSubject;
+use super::model::{Mark, Model, Phase};
 use crate::explore::{Subject, medium, record};
 use crate::random::Random;
 use crate::tape::{Event, Tape};
 use bytes::Bytes;
 use quorate_consensus::{Ballot, Entry, Incarnation, NodeId, Slot, Value, ValueKind};
-use quorate_pmem_log::{Log, LogOptions, Record, SyncSteps};
+use quorate_pmem_log::{Log, LogOptions, OpenError, Record, Report, SyncSteps, inspect_on};
 use std::path::PathBuf;
 
 const NODE: NodeId = NodeId(3);
@@ -51,6 +51,7 @@ impl<'a> Run<'a> {
     }
 
     fn start(&mut self) -> Result<(), String> {
+        self.inspect()?;
         self.mark(Mark::Phase(Phase::Opening));
         self.steps = SyncSteps::default();
         let options = LogOptions {
@@ -68,8 +69,19 @@ impl<'a> Run<'a> {
         self.log = Some(log);
         (self.acknowledged, self.appended) = (0, 0);
         self.mark(Mark::Recovered(found.pending, found.genesis));
+        let report = self.inspect()?;
+        self.mark(Mark::Sealed(report.map_or(0, |report| report.ends_at)));
         self.mark(Mark::Phase(Phase::Running));
         Ok(())
+    }
+
+    /// Reads the log as an offline inspection does. `None`: it is not formatted yet.
+    fn inspect(&self) -> Result<Option<Report>, String> {
+        match inspect_on(&medium(&self.tape.copy()), &mut |_| {}) {
+            Err(OpenError::NotALog { .. }) => Ok(None),
+            Err(error) => Err(format!("it cannot be inspected: {error}")),
+            Ok(report) => self.model.inspect(&report).map(|()| Some(report)),
+        }
     }
 
     fn log(&mut self) -> &mut Log {
@@ -142,6 +154,8 @@ impl<'a> Run<'a> {
                 self.wait()?;
                 self.mark(Mark::Phase(Phase::Closing));
                 drop(self.log.take());
+                let report = self.inspect()?;
+                self.mark(Mark::Sealed(report.map_or(0, |report| report.ends_at)));
             } else {
                 // Dropping it would seal it.
                 std::mem::forget(log);
@@ -229,7 +243,10 @@ struct Work<'a> {
 impl Work<'_> {
     fn operation(&mut self) -> Result<(), String> {
         let before = self.sum();
+        // A log is founded early in its life, and once.
+        let founds = self.done.foundings == 0 && self.done.operations > 40;
         match self.random.below(100) {
+            _ if founds => self.found()?,
             0..70 => self.batch()?,
             70..78 => self.promise()?,
             78..83 => self.new_leader()?,
@@ -328,7 +345,7 @@ impl Work<'_> {
     fn found(&mut self) -> Result<(), String> {
         let document = match self.run.model.genesis() {
             Some(document) => document.clone(),
-            None => Bytes::from(vec![0x5a; 100 + self.random.below(400) as usize]),
+            None => Bytes::from(vec![0x5a; 900 + self.random.below(900) as usize]),
         };
         self.done.foundings += 1;
         self.run.found(document)

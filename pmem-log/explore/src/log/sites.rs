@@ -28,7 +28,7 @@ pub(super) fn site(phase: Phase, durable: &Durable<'_>) -> Option<String> {
             "spare" => "zeros of a new segment".to_owned(),
             "superblock" if bytes == 2 * COPY_BYTES => "the superblock as found".to_owned(),
             superblock if offset % COPY_BYTES == 0 && offset < 2 * COPY_BYTES => {
-                format!("{superblock}, copy {}, {phase}", offset / COPY_BYTES + 1)
+                format!("{superblock}, {phase}")
             }
             _ => return None,
         },
