@@ -7,6 +7,7 @@
 use crate::Lsn;
 use crate::error::is_full;
 use crate::medium::Area;
+use crate::pool::{PoolSeat, SyncPool};
 use crate::segments::{Keeper, Retired};
 use quorate_consensus::{Mistake, Mutant, Whims};
 use std::collections::VecDeque;
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 pub(crate) const STAGED_BYTES_MAX: usize = 16 << 20;
 /// How long a full disk is left alone before the next try.
 const FULL_RETRY: Duration = Duration::from_millis(20);
+
+/// A shared thread says when a log's work has ended; this is how long its word may get lost.
+const ENDS_WITHIN: Duration = Duration::from_millis(20);
 
 /// Called by the sync thread when a sync has finished.
 pub(crate) type Wake = Arc<dyn Fn() + Send + Sync>;
@@ -133,6 +137,8 @@ pub(crate) struct SyncThread {
     thread: Option<JoinHandle<()>>,
     /// In place of the thread, if someone else drives the work.
     steps: Option<SyncSteps>,
+    /// In place of the thread, if it is shared.
+    seat: Option<PoolSeat>,
     /// When a group met a full disk: it waits here for the next try.
     waiting: Option<(Arc<Group>, Instant, Arc<str>)>,
     in_flight: Option<Arc<Group>>,
@@ -193,8 +199,12 @@ impl SyncThread {
         keeper: Arc<Keeper>,
         current: (u64, Arc<dyn Area>),
         wake: Wake,
-        steps: Option<&SyncSteps>,
+        driver: Driver<'_>,
     ) -> io::Result<Self> {
+        let steps = match driver {
+            Driver::Steps(steps) => Some(steps),
+            Driver::Thread | Driver::Pool(_) => None,
+        };
         let desk = Mutex::new(Desk::default());
         let done = AtomicBool::new(false);
         let shared = Arc::new(Shared { desk, changed: Condvar::new(), done });
@@ -208,12 +218,20 @@ impl SyncThread {
             finished: 0,
             prepare: true,
             mistake,
+            alive: None,
         };
-        let mut this =
-            Self { shared, thread: None, steps: steps.cloned(), waiting: None, in_flight: None };
-        match steps {
-            Some(steps) => *steps.worker() = Some(worker),
-            None => {
+        let mut this = Self {
+            shared,
+            thread: None,
+            steps: steps.cloned(),
+            seat: None,
+            waiting: None,
+            in_flight: None,
+        };
+        match driver {
+            Driver::Steps(steps) => *steps.worker() = Some(worker),
+            Driver::Pool(pool) => this.seat = Some(pool.seat(worker)),
+            Driver::Thread => {
                 let builder = thread::Builder::new().name("quorate-sync".to_owned());
                 this.thread = Some(builder.spawn(move || worker.run())?);
             }
@@ -240,13 +258,20 @@ impl SyncThread {
         assert!(self.in_flight.is_none(), "one group at a time is in flight");
         self.in_flight = Some(Arc::clone(&group));
         self.shared.desk().job = Some(group);
-        self.shared.changed.notify_all();
+        self.work_is_there();
+    }
+
+    fn work_is_there(&self) {
+        match &self.seat {
+            Some(seat) => seat.wake(),
+            None => self.shared.changed.notify_all(),
+        }
     }
 
     /// Retires segments when there is time.
     pub(crate) fn retire(&self, first_segment: u64, retired: Vec<Retired>) {
         self.shared.desk().chores.push_back((first_segment, retired));
-        self.shared.changed.notify_all();
+        self.work_is_there();
     }
 
     /// Takes the outcome of the group in flight, if there is one. The group comes back if it
@@ -297,7 +322,14 @@ impl SyncThread {
     /// Ends the thread after the group in flight and all chores.
     pub(crate) fn stop(&mut self) {
         self.shared.desk().stop = true;
-        self.shared.changed.notify_all();
+        self.work_is_there();
+        if let Some(seat) = self.seat.take() {
+            let mut desk = self.shared.desk();
+            while !seat.has_ended() {
+                let waited = self.shared.changed.wait_timeout(desk, ENDS_WITHIN);
+                desk = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
         if let Some(steps) = self.steps.take() {
             while steps.step() {}
         }
@@ -341,10 +373,7 @@ impl SyncSteps {
     /// Whether [`SyncSteps::step`] would do something.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        self.worker().as_ref().is_some_and(|worker| {
-            let desk = worker.shared.desk();
-            desk.job.is_some() || !desk.chores.is_empty() || worker.prepare
-        })
+        self.worker().as_ref().is_some_and(Worker::is_due)
     }
 
     /// Does what the sync thread would do next, from the first write to the last sync of one group
@@ -352,9 +381,7 @@ impl SyncSteps {
     pub fn step(&self) -> bool {
         let mut place = self.worker();
         let Some(worker) = place.as_mut() else { return false };
-        let work = worker.shared.desk().next(worker.prepare);
-        let Some(work) = work else { return false };
-        let goes_on = worker.act(work);
+        let Some(goes_on) = worker.step() else { return false };
         if !goes_on {
             *place = None;
         }
@@ -362,8 +389,19 @@ impl SyncSteps {
     }
 }
 
+/// Who does the work of a log's sync thread.
+#[derive(Clone, Copy)]
+pub(crate) enum Driver<'a> {
+    /// A thread of its own.
+    Thread,
+    /// Whoever steps it.
+    Steps(&'a SyncSteps),
+    /// A thread that works for other logs as well.
+    Pool(&'a SyncPool),
+}
+
 /// The sync thread itself.
-struct Worker {
+pub(crate) struct Worker {
     shared: Arc<Shared>,
     keeper: Arc<Keeper>,
     /// The segment written last.
@@ -374,6 +412,8 @@ struct Worker {
     /// The next segment is not ready yet.
     prepare: bool,
     mistake: Mistake,
+    /// Falls with the worker, before whoever waits for its end is told.
+    alive: Option<Arc<()>>,
 }
 
 enum Work {
@@ -384,6 +424,34 @@ enum Work {
 }
 
 impl Worker {
+    /// Whether there is something to do.
+    pub(crate) fn is_due(&self) -> bool {
+        let desk = self.shared.desk();
+        desk.job.is_some() || !desk.chores.is_empty() || desk.stop || self.prepare
+    }
+
+    /// Does the next piece of work, if there is any; returns whether there can be more after it.
+    pub(crate) fn step(&mut self) -> Option<bool> {
+        let work = self.shared.desk().next(self.prepare)?;
+        Some(self.act(work))
+    }
+
+    /// `alive` is dropped when the worker is.
+    pub(crate) fn keep(&mut self, alive: Arc<()>) {
+        self.alive = Some(alive);
+    }
+
+    /// Ends it after a panic, which is told as a failure of the log.
+    pub(crate) fn die(self) {
+        self.report_death();
+    }
+
+    fn report_death(&self) {
+        // Nobody would ever finish the group in flight: say so instead of letting it hang.
+        let result = Err(Failure::Fatal("the sync thread died".into()));
+        self.report(Outcome { made: Vec::new(), syncs: 0, nanos: 0, result });
+    }
+
     fn run(mut self) {
         let mut goes_on = true;
         while goes_on {
@@ -494,9 +562,9 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         if thread::panicking() {
-            // Nobody would ever finish the group in flight: say so instead of letting it hang.
-            let result = Err(Failure::Fatal("the sync thread died".into()));
-            self.report(Outcome { made: Vec::new(), syncs: 0, nanos: 0, result });
+            self.report_death();
         }
+        self.alive = None;
+        self.shared.changed.notify_all();
     }
 }

@@ -3,9 +3,12 @@
 use crate::api::{Durability, LogOptions, LogStatistics, Lsn, MediumKind, Record, Recovered};
 use crate::error::{LogError, OpenError};
 use crate::format::{Geometry, HEADER_BYTES, Header, Kind, record_bytes};
-use crate::group::{Failure, Group, Outcome, STAGED_BYTES_MAX, SyncSteps, SyncThread, Wake};
+use crate::group::{
+    Driver, Failure, Group, Outcome, STAGED_BYTES_MAX, SyncSteps, SyncThread, Wake,
+};
 use crate::index::Index;
 use crate::medium::{Area, Medium, open_medium};
+use crate::pool::SyncPool;
 use crate::recovery::{self, Segment};
 use crate::segments::{Keeper, Retired, segment_name};
 use crate::superblock::GENESIS_BYTES_MAX;
@@ -105,7 +108,22 @@ impl Log {
         fresh: Incarnation,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<(Self, Recovered), OpenError> {
-        Self::open_with(medium, options, fresh, wake, None)
+        Self::open_with(medium, options, fresh, wake, Driver::Thread)
+    }
+
+    /// Opens the log in `options.directory` like [`Log::open`], with the threads of `pool` in place of
+    /// one of its own: for many logs in a process.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open_pooled(
+        options: &LogOptions,
+        fresh: Incarnation,
+        wake: Arc<dyn Fn() + Send + Sync>,
+        pool: &SyncPool,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let medium = open_medium(options.medium, &options.directory)?;
+        Self::open_with(medium, options, fresh, wake, Driver::Pool(pool))
     }
 
     /// Opens the log on any medium, without a sync thread: what it would do is done by
@@ -120,7 +138,7 @@ impl Log {
         fresh: Incarnation,
         steps: &SyncSteps,
     ) -> Result<(Self, Recovered), OpenError> {
-        Self::open_with(medium, options, fresh, Arc::new(|| {}), Some(steps))
+        Self::open_with(medium, options, fresh, Arc::new(|| {}), Driver::Steps(steps))
     }
 
     fn open_with(
@@ -128,12 +146,16 @@ impl Log {
         options: &LogOptions,
         fresh: Incarnation,
         wake: Wake,
-        steps: Option<&SyncSteps>,
+        driver: Driver<'_>,
     ) -> Result<(Self, Recovered), OpenError> {
+        let steps = match driver {
+            Driver::Steps(steps) => Some(steps),
+            Driver::Thread | Driver::Pool(_) => None,
+        };
         let mistake = steps.map(|steps| steps.mistake).unwrap_or_default();
         let opened = recovery::open(&medium, options, fresh, mistake)?;
         let keeper = Arc::new(opened.keeper);
-        let writer = Writer::new(&medium, &keeper, &opened.segments, wake, steps)?;
+        let writer = Writer::new(&medium, &keeper, &opened.segments, wake, driver)?;
         let log = Self {
             medium,
             geometry: opened.geometry,
@@ -630,14 +652,14 @@ impl Writer {
         keeper: &Arc<Keeper>,
         segments: &VecDeque<Segment>,
         wake: Wake,
-        steps: Option<&SyncSteps>,
+        driver: Driver<'_>,
     ) -> Result<Self, OpenError> {
         let current = segments.back().and_then(|last| Some((last.number, last.area.clone()?)));
         let Some(current) = current.filter(|_| medium.profile().sync_thread) else {
             return Ok(Self::Direct);
         };
         let path = medium.path(&segment_name(current.0));
-        let thread = SyncThread::start(Arc::clone(keeper), current, wake, steps)
+        let thread = SyncThread::start(Arc::clone(keeper), current, wake, driver)
             .map_err(|source| OpenError::Io { action: "start a thread for", path, source })?;
         let staged = Arc::default();
         Ok(Self::Grouped(Grouped { thread, staged, spare: None, flush_wanted: false }))

@@ -4,7 +4,7 @@ use crate::{
     Durability, Handle, LogOptions, MediumKind, NodeId, NodeOptions, Runner, StateMachine, Status,
 };
 use quorate_consensus::Incarnation;
-use quorate_pmem_log::{Log, OpenError, Recovered};
+use quorate_pmem_log::{Log, OpenError, Recovered, SyncPool};
 use quorate_replica::{Node, NodeError};
 use quorate_transport::{Transport, Wake};
 use std::path::PathBuf;
@@ -281,7 +281,7 @@ impl Builder {
     pub(crate) fn open_log(
         &self,
         waker: Arc<dyn Wake>,
-        shard: Option<u16>,
+        shard: Option<(u16, &SyncPool)>,
     ) -> Result<(Log, Recovered), StartError> {
         let gives = self.medium.durability();
         if let Some(asked) = self.at_least.filter(|asked| *asked > gives) {
@@ -295,7 +295,7 @@ impl Builder {
                 return Err(StartError::Options(text));
             }
         };
-        if let Some(id) = shard {
+        if let Some((id, _)) = shard {
             directory.push(format!("shard-{id}"));
         }
         let options = LogOptions {
@@ -305,7 +305,11 @@ impl Builder {
             segment_bytes: self.segment_bytes.unwrap_or(SEGMENT_BYTES),
         };
         let wake = Arc::new(move || waker.wake());
-        Ok(Log::open(&options, Incarnation(crate::random()), wake)?)
+        let incarnation = Incarnation(crate::random());
+        Ok(match shard {
+            Some((_, pool)) => Log::open_pooled(&options, incarnation, wake, pool)?,
+            None => Log::open(&options, incarnation, wake)?,
+        })
     }
 
     #[cfg(feature = "tcp")]

@@ -2,6 +2,7 @@
 
 use crate::builder::{Builder, StartError};
 use crate::{Handle, NodeOptions, StateMachine};
+use quorate_pmem_log::SyncPool;
 use quorate_replica::{HostRunner, Node};
 use quorate_transport::Transport;
 use quorate_transport::shards::{ShardId, Trunk};
@@ -17,17 +18,21 @@ fn shard_options(options: &mut NodeOptions) {
     options.cache_bytes_max = 1 << 20;
 }
 
+/// Threads that sync the logs of all shards.
+const SYNC_THREADS: usize = 4;
+
 /// Bytes of a shard's log segment, unless told otherwise.
 const SEGMENT_BYTES: u64 = 4 << 20;
 
 /// Many replicated state machines in one process, called *shards*: each has its own log, leader and
-/// sessions, and fails for itself; they share the connections to the other processes and one thread. Get one
+/// sessions, and fails for itself; they share the connections to the other processes, one thread, and a few more for their logs' syncs. Get one
 /// from [`Builder::host`]. Dropping it stops all its shards.
 ///
 /// Who holds which key is the application's decision. The same shards run on all members.
 #[derive(Debug)]
 pub struct Host {
     runner: HostRunner,
+    syncs: SyncPool,
     builder: Builder,
 }
 
@@ -38,7 +43,8 @@ impl Host {
         builder.adjust_first(shard_options);
         builder.default_segment_bytes(SEGMENT_BYTES);
         let spin = builder.node_options()?.spin;
-        Ok(Self { runner: HostRunner::start(trunk, spin)?, builder })
+        let syncs = SyncPool::start(SYNC_THREADS)?;
+        Ok(Self { runner: HostRunner::start(trunk, spin)?, syncs, builder })
     }
 
     /// Runs this process's replica of shard `id` (0..=16383), with its log in the folder `shard-ID` of the
@@ -51,7 +57,7 @@ impl Host {
             .runner
             .open(ShardId(id))
             .map_err(|error| StartError::Options(error.to_string()))?;
-        let (log, recovered) = self.builder.open_log(transport.waker(), Some(id))?;
+        let (log, recovered) = self.builder.open_log(transport.waker(), Some((id, &self.syncs)))?;
         let options = self.builder.node_options()?;
         let node = Node::new(options, Box::new(transport), log, recovered, Box::new(machine))?;
         Ok(self.runner.run(ShardId(id), node))
