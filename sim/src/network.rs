@@ -4,6 +4,9 @@
 //! What a replica sees is exactly what the contract of `quorate_transport` allows (C1 to C5). Time
 //! passes only in the world, which is asked to call [`Net::on_event`] at the times in [`Net::due`].
 
+mod landing;
+mod noise;
+
 use crate::coverage::{Coverage, Row};
 use crate::random::{Random, mix};
 use bytes::Bytes;
@@ -34,6 +37,14 @@ pub(crate) struct NetShape {
     pub(crate) tear_bytes: Option<usize>,
     /// How long a piece takes to become visible, on average.
     pub(crate) landing_mean: u64,
+    /// Losses come in bursts too.
+    pub(crate) bursts: bool,
+    /// A message comes a second time in so many of a million cases.
+    pub(crate) twice_ppm: u64,
+    /// It is damaged in so many.
+    pub(crate) damage_ppm: u64,
+    /// Writers are told of completions, before and after their writes are visible.
+    pub(crate) completions: bool,
     /// What a dead lane left under way lands later all the same.
     pub(crate) ghosts: bool,
     /// Whether receivers are told that a region was written.
@@ -46,23 +57,46 @@ pub(crate) struct NetShape {
     pub(crate) queue_operations: usize,
 }
 
+/// A replica, counted from 0: small, since every event of a run is moved about in a heap.
+pub(crate) type Node = u8;
+
 /// Something that happens at a time.
 #[derive(Clone, Debug)]
 pub(crate) enum NetEvent {
     /// The front of a queue may be there.
-    Arrive { from: usize, to: usize, lane: usize },
+    Arrive { from: Node, to: Node, lane: u8 },
     /// More of a torn write becomes visible.
-    Land { from: usize, to: usize, life: u64 },
+    Land { from: Node, to: Node, life: u64 },
     /// The lane breaks.
-    Break { a: usize, b: usize, lane: usize, life: u64, row: Row },
+    Break { a: Node, b: Node, lane: u8, row: Row, life: u64 },
     /// `side` of a broken lane finds out.
-    Down { side: usize, peer: usize, lane: usize, life: u64 },
+    Down { side: Node, peer: Node, lane: u8, life: u64 },
     /// `side` learns of the lane's new life.
-    Up { side: usize, peer: usize, lane: usize, life: u64 },
+    Up { side: Node, peer: Node, lane: u8, life: u64 },
     /// The lane is tried again.
-    Connect { a: usize, b: usize, lane: usize, life: u64 },
+    Connect { a: Node, b: Node, lane: u8, life: u64 },
     /// A write of a dead lane lands.
-    Ghost { from: usize, to: usize, generation: u64, write: Write },
+    Ghost(Box<Ghost>),
+    /// A message comes a second time.
+    Again(Box<Again>),
+}
+
+/// What a dead lane left under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Ghost {
+    from: usize,
+    to: usize,
+    generation: u64,
+    write: Write,
+}
+
+/// A message that comes a second time.
+#[derive(Clone, Debug)]
+pub(crate) struct Again {
+    from: usize,
+    to: usize,
+    life: u64,
+    message: Bytes,
 }
 
 /// A one-sided write.
@@ -87,11 +121,22 @@ struct Endpoint {
     inbox: Vec<Event>,
 }
 
+/// An operation on its way.
+#[derive(Debug)]
+struct Queued {
+    arrival: u64,
+    /// Counts what one replica posted to another, on both lanes.
+    order: u64,
+    operation: Operation,
+}
+
 #[derive(Debug, Default)]
 struct LaneState {
     /// Counts lives and deaths.
     life: u64,
     up: bool,
+    /// It broke with operations under way.
+    unknown: bool,
     incarnation: u64,
     /// The life that each side was told of, the lower id first.
     believed: [Option<u64>; 2],
@@ -100,10 +145,15 @@ struct LaneState {
 
 #[derive(Debug, Default)]
 struct Direction {
-    queue: VecDeque<(u64, Operation)>,
+    queue: VecDeque<Queued>,
     bytes: usize,
     newest_arrival: u64,
     posted: u64,
+    /// Writes that were taken out of the queue.
+    taken: u64,
+    /// Where the last record was posted to, and where the last one began to land.
+    posted_at: Option<usize>,
+    landed_at: Option<usize>,
     /// A write that is not wholly visible, with the pieces that are not.
     landing: Option<(Write, Vec<(usize, usize)>)>,
 }
@@ -122,6 +172,18 @@ pub(crate) struct Net {
     blocked: Vec<u32>,
     /// Extra latency of each direction.
     extra: Vec<u64>,
+    /// How many faults keep a writer out of a reader's memory.
+    fenced: Vec<u32>,
+    /// What each direction counts: posted, and the newest delivered.
+    orders: Vec<(u64, u64)>,
+    /// A damaged message was delivered, and the receiver has not reacted yet.
+    damaged: Vec<Option<Row>>,
+    /// A kind of message that each replica's control lanes refuse once.
+    refused: Vec<Option<u8>>,
+    /// What each replica promised, and the ballot under which it leads, packed.
+    known: Vec<(u64, u64)>,
+    /// Losses come in a burst just now.
+    bad: bool,
     /// Events to come, for the world to schedule.
     pub(crate) due: Vec<(u64, NetEvent)>,
     /// Replicas to wake.
@@ -140,6 +202,11 @@ fn lane_of(index: usize) -> Lane {
     if index == 0 { Lane::Control } else { Lane::Data }
 }
 
+/// Whether records land there, and not a row.
+fn is_ring(region: RegionId) -> bool {
+    region.0 >> 16 == RegionId::inbox(NodeId(0)).0 >> 16
+}
+
 fn id(node: usize) -> NodeId {
     NodeId(node as u16 + 1)
 }
@@ -156,6 +223,12 @@ impl Net {
             lanes: (0..nodes * nodes).map(|_| Default::default()).collect(),
             blocked: vec![0; nodes * nodes],
             extra: vec![0; nodes * nodes],
+            fenced: vec![0; nodes * nodes],
+            orders: vec![(0, 0); nodes * nodes],
+            damaged: vec![None; nodes * nodes],
+            refused: vec![None; nodes],
+            known: vec![(0, 0); nodes],
+            bad: false,
             due: Vec::new(),
             wakes: Vec::new(),
             coverage: Coverage::default(),
@@ -199,8 +272,7 @@ impl Net {
                 let (life, up) = (state.life, state.up);
                 if !up {
                     let wait = self.random.exponential(self.shape.latency_mean);
-                    let (a, b) = (node.min(peer), node.max(peer));
-                    self.due.push((self.now + wait, NetEvent::Connect { a, b, lane, life }));
+                    self.connect_after(wait, node, peer, lane, life);
                 }
             }
         }
@@ -227,9 +299,7 @@ impl Net {
         self.blocked[index] += 1;
         for lane in 0..2 {
             let life = self.lane(from, to, lane).life;
-            let (a, b) = (from.min(to), from.max(to));
-            let event = NetEvent::Break { a, b, lane, life, row };
-            self.due.push((self.now + noticed_after, event));
+            self.break_at(self.now + noticed_after, from, to, lane, life, row);
         }
     }
 
@@ -250,6 +320,7 @@ impl Net {
             let index = from * self.nodes() + to;
             self.blocked[index] = 0;
             self.extra[index] = 0;
+            self.fenced[index] = 0;
             for lane in 0..2 {
                 self.pump(from, to, lane);
             }
@@ -266,12 +337,17 @@ impl Net {
     /// luck without end.
     pub(crate) fn calm(&mut self) {
         self.shape.loss_ppm = 0;
+        self.shape.twice_ppm = 0;
+        self.shape.damage_ppm = 0;
+        self.shape.bursts = false;
+        self.refused.fill(None);
     }
 
     /// Breaks one lane now.
     pub(crate) fn fail(&mut self, a: usize, b: usize, lane: usize) {
         let (a, b) = (a.min(b), a.max(b));
-        let shape = self.shape.clone();
+        let (ghosts, notice_mean) = (self.shape.ghosts, self.shape.notice_mean);
+        let back_off_mean = self.shape.back_off_mean;
         if !self.lane(a, b, lane).up {
             return;
         }
@@ -279,19 +355,24 @@ impl Net {
         for (side, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
             // What takes effect of the operations under way is a matter of luck.
             let waiting = self.lane(a, b, lane).directions[side].queue.len() as u64;
+            if waiting > 0 && lane == 1 {
+                self.coverage.inject(Row::F92);
+                self.lane(a, b, lane).unknown = true;
+            }
             let survivors = self.random.below(waiting + 1);
             let reachable = self.endpoints[to].alive && !self.is_blocked(from, to);
+            let reachable = reachable && !(lane == 1 && self.is_fenced(from, to));
             for _ in 0..survivors {
                 let front = self.lane(a, b, lane).directions[side].queue.pop_front();
-                if let Some((_, operation)) = front.filter(|_| reachable) {
+                if let Some(queued) = front.filter(|_| reachable) {
                     self.finish_landing(from, to);
-                    self.deliver_whole(from, to, operation);
+                    self.deliver_whole(from, to, queued.operation);
                 }
             }
             let direction = std::mem::take(&mut self.lane(a, b, lane).directions[side]);
-            if shape.ghosts {
+            if ghosts {
                 let torn = direction.landing.map(|(write, _)| Operation::Write(write));
-                let lost = direction.queue.into_iter().map(|(_, operation)| operation);
+                let lost = direction.queue.into_iter().map(|queued| queued.operation);
                 for operation in torn.into_iter().chain(lost) {
                     self.haunt(from, to, operation);
                 }
@@ -302,55 +383,68 @@ impl Net {
         state.life += 1;
         let life = state.life;
         for (side, peer) in [(a, b), (b, a)] {
-            let wait = self.random.exponential(shape.notice_mean);
+            let wait = self.random.exponential(notice_mean);
+            let (side, peer, lane) = (side as Node, peer as Node, lane as u8);
             self.due.push((self.now + wait, NetEvent::Down { side, peer, lane, life }));
         }
-        let wait = self.random.exponential(shape.back_off_mean);
+        let wait = self.random.exponential(back_off_mean);
+        self.connect_after(wait, a, b, lane, life);
+    }
+
+    fn connect_after(&mut self, wait: u64, a: usize, b: usize, lane: usize, life: u64) {
+        let (a, b, lane) = (a.min(b) as Node, a.max(b) as Node, lane as u8);
         self.due.push((self.now + wait, NetEvent::Connect { a, b, lane, life }));
     }
 
-    fn haunt(&mut self, from: usize, to: usize, operation: Operation) {
-        if let Operation::Write(write) = operation
-            && self.random.chance(300_000)
-        {
-            let wait = self.random.exponential(self.shape.back_off_mean * 2);
-            let generation = self.endpoints[to].generation;
-            self.coverage.inject(Row::F96);
-            self.due.push((self.now + wait, NetEvent::Ghost { from, to, generation, write }));
+    fn break_at(&mut self, at: u64, a: usize, b: usize, lane: usize, life: u64, row: Row) {
+        let (a, b, lane) = (a.min(b) as Node, a.max(b) as Node, lane as u8);
+        self.due.push((at, NetEvent::Break { a, b, lane, row, life }));
+    }
+
+    /// Everything that `from` sent and that has not arrived is lost with its lanes.
+    pub(crate) fn swallow(&mut self, from: usize) {
+        for peer in (0..self.nodes()).filter(|peer| *peer != from) {
+            for lane in 0..2 {
+                let direction = &mut self.lane(from, peer, lane).directions[usize::from(from > peer)];
+                direction.queue.clear();
+                direction.bytes = 0;
+            }
         }
     }
 
     /// Something that was due happens.
     pub(crate) fn on_event(&mut self, event: NetEvent) {
+        let id = usize::from;
         match event {
-            NetEvent::Arrive { from, to, lane } => self.pump(from, to, lane),
+            NetEvent::Arrive { from, to, lane } => self.pump(id(from), id(to), id(lane)),
             NetEvent::Land { from, to, life } => {
+                let (from, to) = (id(from), id(to));
                 if self.lane(from, to, 1).life == life && self.lane(from, to, 1).up {
                     self.land_piece(from, to);
                     self.pump(from, to, 1);
                 }
             }
             NetEvent::Break { a, b, lane, life, row } => {
+                let (a, b, lane) = (id(a), id(b), id(lane));
                 let blocked = self.is_blocked(a, b) || self.is_blocked(b, a);
-                if self.lane(a, b, lane).life == life && (blocked || row == Row::F06) {
+                let lost = matches!(row, Row::F06 | Row::F07);
+                if self.lane(a, b, lane).life == life && (blocked || lost) {
                     self.coverage.observe(row);
                     self.fail(a, b, lane);
                 }
             }
             NetEvent::Down { side, peer, lane, life } => {
+                let (side, peer, lane) = (id(side), id(peer), id(lane));
                 if self.lane(side, peer, lane).life == life {
                     self.tell_down(side, peer, lane);
                 }
             }
-            NetEvent::Up { side, peer, lane, life } => self.tell_up(side, peer, lane, life),
-            NetEvent::Connect { a, b, lane, life } => self.connect(a, b, lane, life),
-            NetEvent::Ghost { from, to, generation, write } => {
-                let endpoint = &mut self.endpoints[to];
-                if endpoint.alive && endpoint.generation == generation {
-                    self.coverage.observe(Row::F96);
-                    self.scribble(from, to, &write, 0, write.bytes.len());
-                }
+            NetEvent::Up { side, peer, lane, life } => {
+                self.tell_up(id(side), id(peer), id(lane), life);
             }
+            NetEvent::Connect { a, b, lane, life } => self.connect(id(a), id(b), id(lane), life),
+            NetEvent::Ghost(ghost) => self.appear(&ghost),
+            NetEvent::Again(again) => self.repeat(*again),
         }
     }
 
@@ -375,6 +469,10 @@ impl Net {
         self.tell_down(side, peer, lane);
         let state = self.lane(side, peer, lane);
         state.believed[usize::from(side > peer)] = Some(life);
+        if std::mem::take(&mut state.unknown) {
+            self.coverage.observe(Row::F92);
+        }
+        let state = self.lane(side, peer, lane);
         let incarnation = Incarnation(state.incarnation);
         self.note(incarnation.0 ^ side as u64);
         self.tell(side, Event::LinkUp { peer: id(peer), lane: lane_of(lane), incarnation });
@@ -391,7 +489,7 @@ impl Net {
             // A start tries at once; this is for partitions that end.
             if self.endpoints[a].alive && self.endpoints[b].alive {
                 let wait = RETRY_NANOS / 2 + self.random.below(RETRY_NANOS);
-                self.due.push((self.now + wait, NetEvent::Connect { a, b, lane, life }));
+                self.connect_after(wait, a, b, lane, life);
             }
             return;
         }
@@ -404,6 +502,7 @@ impl Net {
         let life = state.life;
         for (side, peer) in [(a, b), (b, a)] {
             let wait = self.latency(peer, side, 0);
+            let (side, peer, lane) = (side as Node, peer as Node, lane as u8);
             self.due.push((self.now + wait, NetEvent::Up { side, peer, lane, life }));
         }
     }
@@ -437,18 +536,26 @@ impl Net {
             }
             let direction = &mut state.directions[side];
             if direction.landing.is_some()
-                || direction.queue.front().is_none_or(|(arrival, _)| *arrival > now)
+                || direction.queue.front().is_none_or(|queued| queued.arrival > now)
             {
                 return;
             }
-            let Some((_, operation)) = direction.queue.pop_front() else { return };
-            match operation {
+            let Some(queued) = direction.queue.pop_front() else { return };
+            match queued.operation {
                 Operation::Message(ref message) => {
                     direction.bytes -= message.len();
-                    self.deliver_whole(from, to, operation);
+                    self.note_order(from, to, queued.order);
+                    self.deliver_whole(from, to, queued.operation);
                 }
                 Operation::Write(write) => {
                     direction.bytes -= write.bytes.len();
+                    direction.taken += 1;
+                    if self.is_fenced(from, to) {
+                        // Refused, and the lane with it.
+                        self.coverage.observe(Row::F95);
+                        return self.fail(from, to, 1);
+                    }
+                    self.note_order(from, to, queued.order);
                     self.begin_landing(from, to, write);
                 }
             }
@@ -467,71 +574,6 @@ impl Net {
                 self.hint(from, to, write.region);
             }
         }
-    }
-
-    fn begin_landing(&mut self, from: usize, to: usize, write: Write) {
-        let sum = u64::from(crc32c::crc32c(&write.bytes));
-        self.note(sum ^ (from as u64) << 32 ^ (to as u64) << 40 ^ 1 << 63);
-        let length = write.bytes.len();
-        let Some(grain) = self.shape.tear_bytes.filter(|grain| length > *grain) else {
-            return self.deliver_whole(from, to, Operation::Write(write));
-        };
-        // Few pieces of many bytes or the other way round: a piece a byte would be all of the run.
-        let grain = grain.max(length / 8 / grain * grain).max(1);
-        let starts = (0..length).step_by(grain);
-        let mut pieces: Vec<_> = starts.map(|start| (start, (start + grain).min(length))).collect();
-        self.random.shuffle(&mut pieces);
-        self.coverage.inject(Row::F97);
-        let side = usize::from(from > to);
-        self.lane(from, to, 1).directions[side].landing = Some((write, pieces));
-        self.land_piece(from, to);
-    }
-
-    fn land_piece(&mut self, from: usize, to: usize) {
-        let side = usize::from(from > to);
-        let Some((write, mut pieces)) = self.lane(from, to, 1).directions[side].landing.take()
-        else {
-            return;
-        };
-        for _ in 0..=self.random.below(3) {
-            if let Some((start, end)) = pieces.pop() {
-                self.scribble(from, to, &write, start, end);
-            }
-        }
-        self.hint(from, to, write.region);
-        if !pieces.is_empty() {
-            self.coverage.observe(Row::F97);
-            let wait = self.random.exponential(self.shape.landing_mean);
-            let state = self.lane(from, to, 1);
-            let life = state.life;
-            state.directions[side].landing = Some((write, pieces));
-            self.due.push((self.now + wait, NetEvent::Land { from, to, life }));
-        }
-    }
-
-    fn finish_landing(&mut self, from: usize, to: usize) {
-        let side = usize::from(from > to);
-        if let Some((write, _)) = self.lane(from, to, 1).directions[side].landing.take() {
-            self.scribble(from, to, &write, 0, write.bytes.len());
-        }
-    }
-
-    fn scribble(&mut self, from: usize, to: usize, write: &Write, start: usize, end: usize) {
-        let offset = (write.offset + start) as u64;
-        let regions = &mut self.endpoints[to].regions;
-        // A refused write breaks the lane in production; here nothing revokes a grant yet.
-        if let Ok(target) = regions.admit(id(from), write.region, offset, end - start) {
-            target.copy_from_slice(&write.bytes[start..end]);
-        }
-    }
-
-    fn hint(&mut self, from: usize, to: usize, region: RegionId) {
-        let event = Event::Written { peer: id(from), region };
-        let endpoint = &mut self.endpoints[to];
-        if self.shape.hints && endpoint.inbox.last() != Some(&event) {
-            endpoint.inbox.push(event);
-        }
-        self.wakes.push(to);
     }
 
     /// Posts an operation of the process at `from`.
@@ -558,23 +600,38 @@ impl Net {
         let direction = &mut state.directions[side];
         if direction.queue.len() >= limit || direction.bytes + length > QUEUE_BYTES_MAX {
             self.coverage.observe(Row::F13);
+            if lane == 1 {
+                self.coverage.meet(Row::F93);
+            }
             return Err(PostError::Full(id(to)));
         }
         direction.posted += 1;
         direction.bytes += length;
+        if let Operation::Write(write) = &operation
+            && is_ring(write.region)
+        {
+            let before = direction.posted_at.replace(write.offset);
+            if write.offset == 0 && before.is_some() {
+                self.coverage.inject(Row::F106);
+            }
+        }
+        let direction = &mut self.lane(from, to, lane).directions[side];
         let number = OpNumber(direction.posted);
         let latency = self.latency(from, to, length);
         let now = self.now;
+        let index = from * self.nodes() + to;
+        self.orders[index].0 += 1;
+        let order = self.orders[index].0;
+        let newest = self.lane(from, to, lane).directions[side].newest_arrival;
+        let arrival = (now + latency).max(newest);
+        let operation = self.disturb(from, to, life, arrival, operation);
         let direction = &mut self.lane(from, to, lane).directions[side];
-        let arrival = (now + latency).max(direction.newest_arrival);
         direction.newest_arrival = arrival;
-        direction.queue.push_back((arrival, operation));
-        if self.random.chance(self.shape.loss_ppm) {
-            self.coverage.inject(Row::F06);
-            let (a, b) = (from.min(to), from.max(to));
-            let event = NetEvent::Break { a, b, lane, life, row: Row::F06 };
-            self.due.push((arrival, event));
+        direction.queue.push_back(Queued { arrival, order, operation });
+        if let Some(row) = self.loses() {
+            self.break_at(arrival, from, to, lane, life, row);
         }
+        let (from, to, lane) = (from as Node, to as Node, lane as u8);
         self.due.push((arrival, NetEvent::Arrive { from, to, lane }));
         Ok(number)
     }
@@ -653,7 +710,7 @@ impl Net {
             }
             for (lane, state) in lanes.iter().enumerate() {
                 let waiting = state.directions.each_ref().map(|direction| {
-                    let first = direction.queue.front().map(|(arrival, _)| *arrival);
+                    let first = direction.queue.front().map(|queued| queued.arrival);
                     (direction.posted, direction.queue.len(), first, direction.landing.is_some())
                 });
                 lines.push(format!(

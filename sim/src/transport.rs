@@ -101,9 +101,11 @@ impl Transport for SimTransport {
         if spy.is_cut() {
             return Err(PostError::Down(peer));
         }
+        let mut net = lock(&self.net);
+        net.accept(self.node, to, &message)?;
         spy.on_message(&message);
         drop(spy);
-        lock(&self.net).post_message(self.node, to, message)
+        net.post_message(self.node, to, message)
     }
 
     fn flush(&mut self) {}
@@ -125,6 +127,7 @@ impl Transport for SimTransport {
     fn reset(&mut self, peer: NodeId, _reason: &str) {
         if let Ok(to) = self.index(peer) {
             let mut net = lock(&self.net);
+            net.note_reset(self.node, to);
             net.fail(self.node, to, 0);
             net.fail(self.node, to, 1);
         }
