@@ -24,6 +24,14 @@ pub(crate) struct Seen {
     applied: Slot,
 }
 
+impl Seen {
+    /// What it knew to be chosen.
+    #[must_use]
+    pub(crate) fn commit(&self) -> Slot {
+        self.commit
+    }
+}
+
 /// What a run knows to be so, for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {

@@ -33,6 +33,16 @@ struct Asked {
     pending: Pending,
     call: u64,
     what: What,
+    at: Standing,
+}
+
+/// Where a replica stands when it is asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Standing {
+    /// It leads, and another one does so under a higher ballot.
+    pub(crate) deposed: bool,
+    /// Something is chosen that it has not applied.
+    pub(crate) behind: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +75,9 @@ pub(crate) struct Clients {
     pub(crate) unknown: BTreeSet<u32>,
     /// How many writes of each key had unknown outcomes.
     unknown_of_key: BTreeMap<u8, u32>,
+    /// Linearizable reads asked of deposed leaders and of replicas that were behind, and settled.
+    pub(crate) deposed_reads: (u64, u64),
+    pub(crate) behind_reads: (u64, u64),
     /// Requests so far.
     pub(crate) requests: u32,
     /// Reads answered.
@@ -123,6 +136,7 @@ impl Clients {
         handle: &Handle,
         shape: &Shape,
         random: &mut Random,
+        at: Standing,
     ) {
         if self.is_busy(client) {
             return;
@@ -139,6 +153,11 @@ impl Clients {
             let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
             let pending = handle.query(&[key], consistency);
             self.note(client, pending, What::Read { key, stale });
+            if let Some(asked) = self.all[client].asked.as_mut().filter(|_| !stale) {
+                asked.at = at;
+                self.deposed_reads.0 += u64::from(at.deposed);
+                self.behind_reads.0 += u64::from(at.behind);
+            }
         } else {
             let count = if random.chance(150_000) { random.between(2, 4) } else { 1 };
             let commands = (0..count).map(|_| self.draw(shape, random, count)).collect();
@@ -175,7 +194,7 @@ impl Clients {
             }
             What::Wrong => format!("client {name} asks nonsense"),
         });
-        self.all[client].asked = Some(Asked { pending, call, what });
+        self.all[client].asked = Some(Asked { pending, call, what, at: Standing::default() });
     }
 
     /// The client writes these.
@@ -295,7 +314,9 @@ impl Clients {
         ledger: &Ledger,
     ) {
         let name = self.all[index].name;
-        let Asked { call, what, .. } = asked;
+        let Asked { call, what, at, .. } = asked;
+        self.deposed_reads.1 += u64::from(at.deposed);
+        self.behind_reads.1 += u64::from(at.behind && outcome.is_ok());
         match (outcome, what) {
             (Ok(_), What::Wrong) => self.wrong("a malformed request was answered".into()),
             (Err(Failure::Rejected(_)), What::Wrong) => self.refused += 1,

@@ -3,6 +3,7 @@
 use crate::coverage::Row;
 use crate::medium::{Damage, Survival};
 use crate::plan::{Fault, Item, Partition, Who};
+use crate::random::Random;
 use crate::shape::MS;
 use crate::world::{Happening, World};
 use quorate_consensus::Slot;
@@ -64,17 +65,73 @@ impl World {
             Fault::Wipe { node } => {
                 self.coverage.inject(Row::F58);
                 self.crash(node, Survival::Nothing);
-                self.places[node].died_of = Some(Row::F58);
+                self.places[node].died_of = vec![Row::F58];
                 // A vote left only under a leader, so a quorum knows the founding document.
                 self.places[node].wiped |= self.places[node].told.1.1 > Slot::ZERO;
                 self.places[node].medium = crate::medium::SimMedium::new(self.shape.profile);
-                self.places[node].forgets = true;
+                self.forget(node);
                 self.places[node].refused = false;
             }
-            Fault::Damage { node, kind } => self.damage(node, kind),
-            Fault::Pause { node } => {
+            Fault::Damage { node, kind } => {
+                let seed = self.random.word();
+                self.damage(node, kind, seed);
+            }
+            Fault::DamageAll { nodes, kind } => {
+                // Logs are equal in long parts: the same chance hits the same place.
+                let seed = self.random.word();
+                let hit = nodes.iter().filter(|node| self.damage(**node, kind, seed)).count();
+                if hit == nodes.len() {
+                    self.coverage.inject(Row::F48);
+                    self.hit[index] = Some(nodes[0]);
+                }
+            }
+            Fault::CrashRecovering { node, operations, times } => {
+                self.coverage.inject(Row::F62);
+                self.note_crash(node, Survival::Subset);
+                self.crash(node, Survival::Subset);
+                self.places[node].recovery_deaths = Some((operations, times));
+            }
+            Fault::Gone { node } => {
+                self.coverage.inject(Row::F113);
+                self.crash(node, Survival::Everything);
+            }
+            Fault::Ambush { .. } => self.ambush = Some(index),
+            Fault::Refuse { node, kind } => {
+                self.coverage.inject(Row::F08);
+                self.with_net(|net| net.refuse_once(node, kind));
+            }
+            Fault::Fence { from, to } => {
+                self.coverage.inject(Row::F95);
+                self.with_net(|net| net.fence(from, to, true));
+            }
+            Fault::Constrain { node, others } => {
+                let behind = self.places[node].subject().is_some_and(|subject| {
+                    subject.core.commit_slot().0 < self.checks.committed
+                });
+                if behind {
+                    self.coverage.inject(Row::F20);
+                    self.hit[index] = Some(node);
+                }
+                for (from, to) in others {
+                    self.with_net(|net| net.block(from, to, 20 * MS, Row::F19));
+                }
+            }
+            Fault::StorageError { node, operations } => {
+                self.coverage.inject(Row::F54);
+                self.places[node].medium.control().fail_after(operations);
+            }
+            Fault::ReadError { node } => {
+                self.coverage.inject(Row::F52);
+                self.places[node].medium.control().fail_next_read();
+            }
+            Fault::Pause { node, stale } => {
                 let Some(node) = self.resolve(node) else { return };
                 self.coverage.inject(Row::F31);
+                if stale && self.places[node].process.is_some() {
+                    self.coverage.inject(Row::F32);
+                    let clock = self.places[node].clock(self.now, self.shape.rates[node]);
+                    self.places[node].stale_clock = Some(clock);
+                }
                 self.places[node].paused = true;
                 self.places[node].step_at = u64::MAX;
                 self.hit[index] = Some(node);
@@ -90,6 +147,7 @@ impl World {
                     Partition::Blocked(_) => None,
                 };
                 self.hit[index] = node;
+                self.leader_before[index] = self.leader().filter(|leader| Some(*leader) != node);
                 let notice = self.random.pick(&[20 * MS, 200 * MS, 2_000 * MS]);
                 let notice = if self.shape.lease_storms { MS } else { notice };
                 for (from, to) in self.blocked_by(&shape, node) {
@@ -141,30 +199,72 @@ impl World {
             Survival::Everything => Row::F29,
             Survival::Nothing => Row::F40,
             Survival::Subset if self.shape.profile.kind == MediumKind::Emulated => Row::F60,
-            Survival::Subset => Row::F41,
+            Survival::Lines if self.shape.profile.kind == MediumKind::Emulated => Row::F59,
+            Survival::Subset | Survival::Lines => Row::F41,
         };
         self.coverage.inject(row);
         let place = &mut self.places[node];
         place.deaths += 1;
-        place.died_of = Some(row);
+        place.died_of = vec![row];
         if place.deaths == 3 {
             self.coverage.inject(Row::F33);
         }
     }
 
-    fn damage(&mut self, node: usize, kind: Damage) {
+    /// Damages a disk; whether anything of it was.
+    fn damage(&mut self, node: usize, kind: Damage, seed: u64) -> bool {
         let row = match kind {
             Damage::Flip => Row::F47,
             Damage::LostSector => Row::F50,
             Damage::Misdirected => Row::F51,
+            Damage::Superblock => Row::F53,
         };
         self.crash(node, Survival::Subset);
-        let done = self.places[node].medium.damage(kind, &mut self.random);
-        if let Some(what) = done {
-            self.coverage.inject(row);
-            self.places[node].died_of = Some(row);
-            self.places[node].forgets = true;
-            self.say(|| format!("damage at replica {}: {what}", node + 1));
+        let done = self.places[node].medium.damage(kind, &mut Random::new(seed));
+        let Some(what) = done else { return false };
+        self.coverage.inject(row);
+        self.places[node].died_of = vec![row];
+        self.forget(node);
+        self.say(|| format!("damage at replica {}: {what}", node + 1));
+        true
+    }
+
+    /// The disk of `node` broke its word. In a safety run fewer than a quorum may: the last copy of
+    /// what is chosen is never destroyed.
+    fn forget(&mut self, node: usize) {
+        self.places[node].forgets = true;
+        let forget = self.places.iter().filter(|place| place.forgets).count();
+        if !self.shape.disaster && forget > self.shape.nodes - self.shape.quorum() {
+            self.fail(format!("atlas: {forget} disks broke their word"));
+        }
+    }
+
+    /// The leader is caught right after it learned that something is chosen.
+    pub(crate) fn spring(&mut self, index: usize, node: usize) {
+        let Item { until, fault: Fault::Ambush { lifts }, .. } = self.plan[index].clone() else {
+            return;
+        };
+        self.say(|| format!("ambush {index}: replica {} is caught", node + 1));
+        self.ambush = None;
+        self.coverage.inject(Row::F27);
+        self.with_net(|net| net.swallow(node));
+        if self.shape.profile.kind == MediumKind::Memory {
+            let others: Vec<usize> = (0..self.shape.nodes).filter(|other| *other != node).collect();
+            for other in others {
+                self.with_net(|net| {
+                    net.block(node, other, 20 * MS, Row::F02);
+                    net.block(other, node, 20 * MS, Row::F02);
+                });
+            }
+            self.hit[index] = Some(node);
+        } else {
+            self.note_crash(node, Survival::Everything);
+            self.crash(node, Survival::Everything);
+            let at = until.min(self.now + 4 * self.shape.election_max);
+            self.schedule(at.max(self.now + 1), Happening::Restart(node));
+        }
+        if let Some(lifts) = lifts.filter(|lifts| *lifts < self.plan.len()) {
+            self.end(lifts);
         }
     }
 
@@ -183,7 +283,10 @@ impl World {
 
     /// A fault ends. What the liveness phase healed stays healed, what it left broken stays so.
     pub(crate) fn end(&mut self, index: usize) {
-        let Item { fault, .. } = self.plan[index].clone();
+        if std::mem::replace(&mut self.ended[index], true) {
+            return;
+        }
+        let Item { fault, at, .. } = self.plan[index].clone();
         let hit = self.hit[index];
         // The cluster went on meanwhile: that is what these faults must not prevent.
         let went_on = self.checks.committed > self.committed_before[index];
@@ -205,6 +308,53 @@ impl World {
                 }
             }
             Fault::Wipe { node } | Fault::Damage { node, .. } => self.restart(node),
+            Fault::DamageAll { nodes, .. } => {
+                for node in nodes {
+                    self.restart(node);
+                }
+                if hit.is_some() && went_on {
+                    self.coverage.observe(Row::F48);
+                }
+            }
+            Fault::CrashRecovering { node, .. } => self.restart(node),
+            Fault::Gone { .. } if went_on => self.coverage.observe(Row::F113),
+            Fault::Gone { .. } | Fault::Refuse { .. } => {}
+            Fault::Ambush { .. } => {
+                if self.ambush == Some(index) {
+                    self.ambush = None;
+                }
+                if let Some(node) = hit {
+                    for other in (0..self.shape.nodes).filter(|other| *other != node) {
+                        self.unblock(node, other);
+                        self.unblock(other, node);
+                    }
+                }
+            }
+            Fault::Fence { from, to } => {
+                if !(self.core.contains(&from) && self.core.contains(&to)) {
+                    self.with_net(|net| net.fence(from, to, false));
+                }
+            }
+            Fault::Constrain { node, others } => {
+                if hit.is_some() && self.leader() == Some(node) {
+                    self.coverage.observe(Row::F20);
+                }
+                for (from, to) in others {
+                    self.unblock(from, to);
+                }
+            }
+            Fault::StorageError { node, .. } => {
+                if self.places[node].medium.control().failed().change {
+                    self.coverage.observe(Row::F54);
+                }
+                self.replace_failed_log(node);
+            }
+            Fault::ReadError { node } => {
+                if self.places[node].medium.control().failed().read {
+                    self.coverage.observe(Row::F52);
+                }
+                self.replace_failed_log(node);
+            }
             Fault::CrashWithin { .. } | Fault::CrashAll { .. } | Fault::Break { .. } => {}
             Fault::Pause { .. } => {
                 if let Some(node) = hit {
@@ -215,6 +365,13 @@ impl World {
             Fault::Partition { shape, .. } => {
                 for (from, to) in self.blocked_by(&shape, hit) {
                     self.unblock(from, to);
+                }
+                let long = self.now - at >= 2 * self.shape.election_max;
+                let before = self.leader_before[index].filter(|leader| Some(*leader) != hit);
+                if before.is_some() && hit.is_some() && before == self.leader() && long {
+                    self.coverage.inject(Row::F25);
+                    let at = self.now + 2 * self.shape.election_max;
+                    self.schedule(at, Happening::Look(index));
                 }
             }
             Fault::Clog { pairs, row } => {
@@ -244,6 +401,13 @@ impl World {
         }
     }
 
+    /// Some time after an isolated replica returned: does the leader of before still lead?
+    pub(crate) fn look(&mut self, index: usize) {
+        if self.leader_before[index].is_some() && self.leader_before[index] == self.leader() {
+            self.coverage.observe(Row::F25);
+        }
+    }
+
     fn unblock(&mut self, from: usize, to: usize) {
         // In the liveness phase only what was left broken may still change: it is healed already
         // between replicas of the core.
@@ -256,7 +420,9 @@ impl World {
     pub(crate) fn replace_failed_log(&mut self, node: usize) {
         let failed = self.places[node].subject().is_some_and(|subject| !subject.core.votes());
         if failed && !self.places[node].forgets {
-            self.coverage.observe(Row::F45);
+            if self.places[node].medium.control().failed().sync {
+                self.coverage.observe(Row::F45);
+            }
             self.crash(node, Survival::Subset);
             self.restart(node);
         }

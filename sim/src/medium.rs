@@ -1,6 +1,7 @@
 //! A disk that keeps what a disk keeps: what was synced survives, and of the rest any subset of
 //! units; it fails when told, and lies below the durable point when told.
 
+use crate::coverage::Row;
 use crate::random::Random;
 use quorate_pmem_log::{Area, Medium, Profile};
 use std::collections::BTreeMap;
@@ -27,8 +28,34 @@ struct ControlState {
     dies_after: Option<u64>,
     full: bool,
     fail_sync: bool,
-    failed_sync: bool,
-    operations: u64,
+    fail_read: bool,
+    /// A change fails after so many more.
+    fails_after: Option<u64>,
+    failed: Failed,
+    /// What the machine died in.
+    died_in: Option<Row>,
+}
+
+/// Which failures a process has met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Failed {
+    /// A sync.
+    pub(crate) sync: bool,
+    /// A read.
+    pub(crate) read: bool,
+    /// Any change.
+    pub(crate) change: bool,
+}
+
+/// A change of the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Change {
+    /// A name.
+    Name,
+    /// The bytes of the superblock.
+    Superblock,
+    /// The bytes of the log.
+    Log,
 }
 
 impl Control {
@@ -62,12 +89,39 @@ impl Control {
         state.dies_after = None;
         state.full = false;
         state.fail_sync = false;
+        state.fail_read = false;
+        state.fails_after = None;
     }
 
     /// Whether it gave a process reason to fail.
     pub(crate) fn excuses(&self) -> bool {
         let state = self.lock();
-        state.dead || state.full || state.failed_sync
+        state.dead || state.full || state.failed != Failed::default()
+    }
+
+    /// Which failures a process has met.
+    pub(crate) fn failed(&self) -> Failed {
+        self.lock().failed
+    }
+
+    /// What kind of death it was, if it is one that the catalogue has a row for.
+    pub(crate) fn died_in(&self) -> Option<Row> {
+        self.lock().died_in
+    }
+
+    /// The next read fails.
+    pub(crate) fn fail_next_read(&self) {
+        self.lock().fail_read = true;
+    }
+
+    /// One change fails, after so many more.
+    pub(crate) fn fail_after(&self, operations: u64) {
+        self.lock().fails_after = Some(operations);
+    }
+
+    /// A planned death does not happen any more.
+    pub(crate) fn spare(&self) {
+        self.lock().dies_after = None;
     }
 
     /// Whether there is no room.
@@ -80,19 +134,31 @@ impl Control {
         self.lock().fail_sync = true;
     }
 
-    fn operation(&self) -> io::Result<()> {
+    fn operation(&self, change: Change) -> io::Result<()> {
         let mut state = self.lock();
-        if let Some(left) = &mut state.dies_after {
-            if *left == 0 {
+        match state.dies_after {
+            Some(0) if !state.dead => {
                 state.dead = true;
-            } else {
-                *left -= 1;
+                state.died_in = match change {
+                    Change::Name => Some(Row::F57),
+                    Change::Superblock => Some(Row::F42),
+                    Change::Log => None,
+                };
             }
+            Some(left) => state.dies_after = Some(left.saturating_sub(1)),
+            None => {}
         }
         if state.dead {
             return Err(io::Error::other("the machine is gone"));
         }
-        state.operations += 1;
+        if let Some(left) = &mut state.fails_after {
+            if *left == 0 {
+                state.fails_after = None;
+                state.failed.change = true;
+                return Err(io::Error::other("the device failed"));
+            }
+            *left -= 1;
+        }
         Ok(())
     }
 
@@ -122,6 +188,7 @@ struct SimArea {
     control: Arc<Control>,
     contents: Arc<Mutex<Contents>>,
     unit: u64,
+    change: Change,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,6 +204,8 @@ pub(crate) enum Survival {
     Nothing,
     /// Any subset of its units.
     Subset,
+    /// Any subset of its cache lines, where units are smaller.
+    Lines,
 }
 
 impl SimMedium {
@@ -149,6 +218,13 @@ impl SimMedium {
     /// What the world steers.
     pub(crate) fn control(&self) -> &Control {
         &self.control
+    }
+
+    fn area(&self, name: &str, contents: Arc<Mutex<Contents>>) -> Arc<dyn Area> {
+        let change =
+            if name.starts_with(SUPERBLOCK) { Change::Superblock } else { Change::Log };
+        let control = Arc::clone(&self.control);
+        Arc::new(SimArea { control, contents, unit: self.unit(), change })
     }
 
     /// The unit of which each survives a crash wholly or not at all.
@@ -165,9 +241,10 @@ impl SimMedium {
             match survival {
                 Survival::Everything => {}
                 Survival::Nothing => contents.forget(self.unit(), |_| false),
-                Survival::Subset => {
+                Survival::Subset | Survival::Lines => {
                     let parts = random.pick(&[100_000, 500_000, 900_000]);
-                    contents.forget(self.unit(), |_| random.chance(parts));
+                    let lines = if survival == Survival::Lines { LINE } else { 0 };
+                    contents.forget(self.unit().max(lines), |_| random.chance(parts));
                 }
             }
             areas.insert(name.clone(), Arc::new(Mutex::new(contents)));
@@ -179,6 +256,15 @@ impl SimMedium {
     /// told from a torn tail. Returns what was done.
     pub(crate) fn damage(&self, kind: Damage, random: &mut Random) -> Option<String> {
         let areas = lock(&self.areas);
+        if kind == Damage::Superblock {
+            let mut contents = lock(areas.get(SUPERBLOCK)?);
+            let half = contents.seen.len() / 2;
+            let start = if random.chance(500_000) { half } else { 0 };
+            let used = contents.seen[start..start + half].iter().rposition(|byte| *byte != 0)?;
+            let byte = start + random.below(used as u64 + 1) as usize;
+            contents.seen[byte] ^= 1 << random.below(8);
+            return Some(format!("a bit of byte {byte} of the superblock"));
+        }
         let names: Vec<_> = areas.keys().filter(|name| name.starts_with("segment-")).collect();
         // The newest segment ends in the newest sync; the ones before it are durable throughout.
         let (newest, old) = names.split_last()?;
@@ -209,10 +295,16 @@ impl SimMedium {
                 let copy = contents.seen[other..other + 512].to_vec();
                 contents.seen[at].copy_from_slice(&copy);
             }
+            Damage::Superblock => {}
         }
         Some(format!("{kind:?} at {sector} of {name}"))
     }
 }
+
+/// A cache line.
+const LINE: u64 = 64;
+/// Half of the superblock: one of its two copies.
+const SUPERBLOCK: &str = "superblock";
 
 /// Ways in which a disk breaks its word about what was durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -223,6 +315,8 @@ pub(crate) enum Damage {
     LostSector,
     /// A sector holds the bytes of another one.
     Misdirected,
+    /// A bit of one of the two copies of the superblock.
+    Superblock,
 }
 
 impl Contents {
@@ -293,20 +387,20 @@ impl Medium for SimMedium {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn Area>> {
         let contents = lock(&self.areas).get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimArea { control: Arc::clone(&self.control), contents, unit: self.unit() }))
+        Ok(self.area(name, contents))
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn Area>> {
-        self.control.operation()?;
+        self.control.operation(Change::Name)?;
         self.control.room()?;
         let contents = Contents { seen: vec![0; bytes as usize], ..Contents::default() };
         let contents = Arc::new(Mutex::new(contents));
         lock(&self.areas).insert(name.to_owned(), Arc::clone(&contents));
-        Ok(Arc::new(SimArea { control: Arc::clone(&self.control), contents, unit: self.unit() }))
+        Ok(self.area(name, contents))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.control.operation()?;
+        self.control.operation(Change::Name)?;
         let mut areas = lock(&self.areas);
         let area = areas.remove(from).ok_or(io::ErrorKind::NotFound)?;
         areas.insert(to.to_owned(), area);
@@ -314,7 +408,7 @@ impl Medium for SimMedium {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.control.operation()?;
+        self.control.operation(Change::Name)?;
         let removed = lock(&self.areas).remove(name);
         removed.map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -326,6 +420,10 @@ impl Area for SimArea {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if std::mem::take(&mut self.control.lock().fail_read) {
+            self.control.lock().failed.read = true;
+            return Err(io::Error::other("the device failed to read"));
+        }
         let contents = lock(&self.contents);
         let from = contents.seen.get(offset as usize..offset as usize + into.len());
         into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -333,16 +431,16 @@ impl Area for SimArea {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.control.operation()?;
+        self.control.operation(self.change)?;
         self.control.room()?;
         lock(&self.contents).write(offset, bytes);
         Ok(())
     }
 
     fn persist(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.control.operation()?;
+        self.control.operation(self.change)?;
         if std::mem::take(&mut self.control.lock().fail_sync) {
-            self.control.lock().failed_sync = true;
+            self.control.lock().failed.sync = true;
             return Err(io::Error::other("the device failed to sync"));
         }
         let range = offset..offset + bytes;

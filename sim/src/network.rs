@@ -7,6 +7,8 @@
 mod landing;
 mod noise;
 
+pub(crate) use noise::MESSAGE_KINDS;
+
 use crate::coverage::{Coverage, Row};
 use crate::random::{Random, mix};
 use bytes::Bytes;
@@ -464,7 +466,7 @@ impl Net {
         }
         if self.lane(side, peer, lane).believed[usize::from(side > peer)].is_some() {
             // It had not found out that the old life was over: a half-open connection.
-            self.coverage.observe(Row::F17);
+            self.coverage.meet(Row::F17);
         }
         self.tell_down(side, peer, lane);
         let state = self.lane(side, peer, lane);

@@ -3,6 +3,7 @@
 
 use crate::coverage::Row;
 use crate::medium::{Damage, Survival};
+use crate::network::MESSAGE_KINDS;
 use crate::random::Random;
 use crate::shape::{MS, Shape};
 use quorate_pmem_log::MediumKind;
@@ -31,8 +32,23 @@ pub(crate) enum Fault {
     Wipe { node: usize },
     /// It dies; its disk broke its word meanwhile.
     Damage { node: usize, kind: Damage },
-    /// It does nothing.
-    Pause { node: Who },
+    /// It dies, and again in the middle of coming back, so often.
+    CrashRecovering { node: usize, operations: u64, times: u32 },
+    /// It dies and does not come back before the end of the safety phase.
+    Gone { node: usize },
+    /// Several die; the same place of their disks is damaged, as far as their logs are equal.
+    DamageAll { nodes: Vec<usize>, kind: Damage },
+    /// Whoever leads dies right after it learned that something is chosen, before anyone else learns
+    /// of it, and the fault at this place of the plan ends at once.
+    Ambush { lifts: Option<usize> },
+    /// It does nothing. If it goes on with a stale clock, it was stopped right after it read it.
+    Pause { node: Who, stale: bool },
+    /// One message of a kind is not taken by the lanes of a replica.
+    Refuse { node: usize, kind: u8 },
+    /// The writes of one replica into the memory of another are refused.
+    Fence { from: usize, to: usize },
+    /// Isolated for a while, then the only one that reaches a quorum.
+    Constrain { node: usize, others: Vec<(usize, usize)> },
     /// Its turns take so many times longer.
     Slow { node: usize, factor: u64 },
     /// Directions that carry nothing.
@@ -49,6 +65,10 @@ pub(crate) enum Fault {
     Stall { node: Who, extra: u64 },
     /// A sync fails; the process is restarted at the end.
     SyncError { node: usize },
+    /// Some call of the storage fails once; the process is restarted at the end.
+    StorageError { node: usize, operations: u64 },
+    /// A read fails once; the process is restarted at the end.
+    ReadError { node: usize },
     /// No space.
     Full { node: usize },
     /// The wall clock jumps.
@@ -76,7 +96,7 @@ pub(crate) enum Partition {
 }
 
 /// How many kinds [`draw`] knows.
-pub(crate) const KINDS: usize = 23;
+pub(crate) const KINDS: usize = 34;
 
 /// Draws the faults of a run of this shape.
 #[must_use]
@@ -97,6 +117,18 @@ pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
         };
         draw_kind(random, shape, kind, at, at + length + MS, &mut items);
     }
+    // Ambushes name other items by their place.
+    let order = |items: &[Item]| {
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        order.sort_by_key(|index| items[*index].at);
+        order
+    };
+    let order = order(&items);
+    for item in &mut items {
+        if let Fault::Ambush { lifts: Some(lifts) } = &mut item.fault {
+            *lifts = order.iter().position(|index| index == lifts).unwrap_or(0);
+        }
+    }
     items.sort_by_key(|item| item.at);
     items
 }
@@ -110,7 +142,7 @@ fn who(random: &mut Random, nodes: usize) -> Who {
 }
 
 fn survival(random: &mut Random) -> Survival {
-    random.pick(&[Survival::Everything, Survival::Nothing, Survival::Subset, Survival::Subset])
+    random.pick(&[Survival::Everything, Survival::Nothing, Survival::Subset, Survival::Lines])
 }
 
 fn draw_kind(
@@ -149,7 +181,7 @@ fn draw_kind(
                 add(Fault::Damage { node, kind });
             }
         }
-        6 => add(Fault::Pause { node: who(random, nodes) }),
+        6 => add(Fault::Pause { node: who(random, nodes), stale: random.chance(300_000) }),
         7 => add(Fault::Slow { node, factor: random.pick(&[10, 100]) }),
         8..=14 if nodes > 1 => {
             let (row, shape) = draw_partition(random, kind, nodes, node);
@@ -190,6 +222,44 @@ fn draw_kind(
             add(Fault::Clock { node, milliseconds });
         }
         22 if nodes > 1 => draw_storm(random, shape, at, items),
+        23 | 24 if nodes > 2 => draw_ambush(random, shape, at, items),
+        25 if nodes > 1 => {
+            let kind = random.between(1, u64::from(MESSAGE_KINDS)) as u8;
+            add(Fault::Refuse { node, kind });
+        }
+        26 if nodes > 1 => add(Fault::Fence { from: node, to: other }),
+        27 if !volatile => add(Fault::StorageError { node, operations: random.below(30) }),
+        28 if !volatile => add(Fault::ReadError { node }),
+        29 if !volatile => {
+            let times = random.between(1, 4) as u32;
+            add(Fault::CrashRecovering { node, operations: random.below(8), times });
+        }
+        30 if nodes > 2 => {
+            let others = (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b)));
+            let others = others.filter(|(a, b)| a != b && *a != node && *b != node).collect();
+            let behind = at + random.between(shape.election_max, shape.election_max * 3);
+            let cut = Partition::Isolate { node: Who::Node(node), sends: true, receives: true };
+            let fault = Fault::Partition { row: Row::F01, shape: cut };
+            items.push(Item { at, until: behind, fault });
+            let until = behind + random.between(4, 10) * shape.election_max;
+            items.push(Item { at: behind, until, fault: Fault::Constrain { node, others } });
+        }
+        31 if nodes > 2 => {
+            let fault =
+                if volatile { victim.map(|node| Fault::Wipe { node }) } else { Some(Fault::Gone { node }) };
+            if let Some(fault) = fault {
+                items.push(Item { at, until: shape.safety_nanos, fault });
+            }
+        }
+        32 if !volatile && !shape.victims.is_empty() => {
+            let kind = random.pick(&[Damage::Flip, Damage::LostSector]);
+            add(Fault::DamageAll { nodes: shape.victims.clone(), kind });
+        }
+        33 if !volatile => {
+            if let Some(node) = victim {
+                add(Fault::Damage { node, kind: Damage::Superblock });
+            }
+        }
         _ => {}
     }
 }
@@ -248,6 +318,26 @@ fn draw_lease_storms(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) 
         at = until + random.between(shape.election_max, shape.election_max * 3);
     }
     items.sort_by_key(|item| item.at);
+}
+
+/// A leader goes on alone, unheard; the next one has something chosen and dies before anyone learns of
+/// it, and the first one is back for the third election. (Figure 8 of the Raft paper, for Paxos.)
+fn draw_ambush(random: &mut Random, shape: &Shape, begin: u64, items: &mut Vec<Item>) {
+    let mut at = begin;
+    for _ in 0..random.between(1, 3) {
+        let until = at + 12 * shape.election_max;
+        let alone = Partition::Isolate {
+            node: Who::Leader,
+            sends: true,
+            receives: random.chance(300_000),
+        };
+        let fault = Fault::Partition { row: Row::F05, shape: alone };
+        let lifts = Some(items.len());
+        items.push(Item { at, until, fault });
+        let ambush = at + random.between(shape.election_min / 2, shape.election_max * 2);
+        items.push(Item { at: ambush, until, fault: Fault::Ambush { lifts } });
+        at = until + random.below(shape.election_max * 4);
+    }
 }
 
 fn draw_partition(random: &mut Random, kind: usize, nodes: usize, node: usize) -> (Row, Partition) {

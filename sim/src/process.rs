@@ -64,7 +64,13 @@ pub(crate) struct Place {
     /// Its present process lost what it may have voted for: it must not vote.
     pub(crate) forgot: bool,
     /// How its last process died, and how often one did.
-    pub(crate) died_of: Option<Row>,
+    pub(crate) died_of: Vec<Row>,
+    /// It dies again while it comes back: after so many changes of its disk, so often.
+    pub(crate) recovery_deaths: Option<(u64, u32)>,
+    /// It is stopped right after it read this clock.
+    pub(crate) stale_clock: Option<Clock>,
+    /// It stands for election, and something is chosen that it does not know.
+    pub(crate) behind: bool,
     pub(crate) deaths: u32,
     /// Its log refused to open: it stays away, loudly.
     pub(crate) refused: bool,
@@ -88,7 +94,10 @@ impl Place {
             death: None,
             wiped: false,
             forgot: false,
-            died_of: None,
+            died_of: Vec::new(),
+            recovery_deaths: None,
+            stale_clock: None,
+            behind: false,
             deaths: 0,
             refused: false,
         }

@@ -90,12 +90,22 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
     world.coverage.add(&net_coverage);
     for place in &world.places {
         let Some(process) = &place.process else { continue };
+        world.empty_answers += lock(&process.spy).empty_answers;
         let duplicates = process.node.status().counters.duplicates;
         if duplicates > 0 {
             world.coverage.inject(Row::F82);
             world.coverage.observe(Row::F82);
         }
     }
+    let reads = [
+        (Row::F85, world.clients.deposed_reads),
+        (Row::F86, world.clients.behind_reads),
+    ];
+    for (row, (asked, settled)) in reads {
+        (0..asked).for_each(|_| world.coverage.inject(row));
+        (0..settled).for_each(|_| world.coverage.observe(row));
+    }
+    (0..world.empty_answers).for_each(|_| world.coverage.meet(Row::F73));
     if world.clients.refused > 0 {
         world.coverage.inject(Row::F90);
         world.coverage.observe(Row::F90);

@@ -73,6 +73,8 @@ pub(crate) struct Shape {
     pub(crate) rates: Vec<u64>,
     /// How far each wall clock is off at first, in milliseconds.
     pub(crate) skews_ms: Vec<u64>,
+    /// Disks of a quorum break their word: nothing is promised but that nothing is invented.
+    pub(crate) disaster: bool,
     /// A mistake built into all replicas.
     pub(crate) mutant: Option<Mutant>,
     /// How seldom each point misbehaves: one in so many times; 0 for never.
@@ -181,6 +183,7 @@ impl Shape {
             faults: random.between(0, 24) as usize,
             rates: (0..nodes).map(|_| random.between(rates.0, rates.1)).collect(),
             skews_ms: (0..nodes).map(|_| random.exponential(500)).collect(),
+            disaster: false,
             mutant: None,
             whims: draw_whims(random),
         }

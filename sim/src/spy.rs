@@ -16,6 +16,8 @@ pub(crate) struct Spy {
     pub(crate) vote: (Ballot, Slot),
     /// Rows that left.
     pub(crate) rows: u64,
+    /// Answers to a catch-up that hold nothing.
+    pub(crate) empty_answers: u64,
     /// Messages that left.
     pub(crate) messages: u64,
 }
@@ -33,6 +35,7 @@ impl Spy {
             promised: Ballot::ZERO,
             vote: (Ballot::ZERO, Slot::ZERO),
             rows: 0,
+            empty_answers: 0,
             messages: 0,
         }
     }
@@ -57,10 +60,14 @@ impl Spy {
     /// A message leaves.
     pub(crate) fn on_message(&mut self, bytes: &bytes::Bytes) {
         self.messages += 1;
-        if let Ok(Message::Promise { ballot, .. } | Message::Prepare { ballot, .. }) =
-            codec::decode(bytes.clone())
-        {
-            self.promised = self.promised.max(ballot);
+        match codec::decode(bytes.clone()) {
+            Ok(Message::Promise { ballot, .. } | Message::Prepare { ballot, .. }) => {
+                self.promised = self.promised.max(ballot);
+            }
+            Ok(Message::CatchUpReply { entries, .. }) if entries.is_empty() => {
+                self.empty_answers += 1;
+            }
+            _ => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The world of one run: time, events, and the turns of the replicas.
 
 use crate::checks::{self, Checks};
-use crate::clients::Clients;
+use crate::clients::{Clients, Standing};
 use crate::coverage::{Coverage, Row};
 use crate::machine::{Ledger, SimMachine};
 use crate::medium::Survival;
@@ -12,8 +12,8 @@ use crate::random::{Random, mix};
 use crate::shape::{MS, Shape};
 use crate::spy::Spy;
 use crate::transport::{SharedNet, SimTransport, lock};
-use quorate_consensus::{Incarnation, Mistake, Slot, Whims};
-use quorate_pmem_log::{MediumKind, Recovered, SyncSteps};
+use quorate_consensus::{Incarnation, Mistake, RoleName, Slot, Whims};
+use quorate_pmem_log::{End, MediumKind, Recovered, SyncSteps};
 use quorate_replica::Node;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -46,6 +46,8 @@ pub(crate) enum Happening {
     Client(usize),
     /// A process starts again.
     Restart(usize),
+    /// Some time has passed since a fault ended.
+    Look(usize),
 }
 
 struct Scheduled {
@@ -105,6 +107,17 @@ pub(crate) struct World {
     pub(crate) asking: bool,
     /// What was committed when each fault began.
     pub(crate) committed_before: Vec<u64>,
+    /// Which faults ended.
+    pub(crate) ended: Vec<bool>,
+    /// Who led when a partition began, if it was another one than who is isolated.
+    pub(crate) leader_before: Vec<Option<usize>>,
+    /// An ambush that waits.
+    pub(crate) ambush: Option<usize>,
+    /// Replicas that stand for election, by bit, and whether two did at once since the last leader.
+    candidates: u64,
+    duel: bool,
+    /// Answers to a catch-up that held nothing, of processes that are gone.
+    pub(crate) empty_answers: u64,
     /// Faults in force, for those that hit whoever led: whom they hit.
     pub(crate) hit: Vec<Option<usize>>,
     pub(crate) random: Random,
@@ -125,6 +138,12 @@ impl World {
         let mut world = Self {
             clients: Clients::new(&shape, trace),
             hit: vec![None; plan.len()],
+            ended: vec![false; plan.len()],
+            leader_before: vec![None; plan.len()],
+            ambush: None,
+            candidates: 0,
+            duel: false,
+            empty_answers: 0,
             committed_before: vec![0; plan.len()],
             net: Arc::new(Mutex::new(net)),
             places,
@@ -262,6 +281,7 @@ impl World {
             Happening::Flap(index, open) => self.flap(index, open),
             Happening::Client(client) => self.client(client),
             Happening::Restart(node) => self.restart(node),
+            Happening::Look(index) => self.look(index),
         }
     }
 
@@ -280,7 +300,7 @@ impl World {
         }
         for node in std::mem::take(&mut net.wakes) {
             if self.places[node].paused {
-                self.coverage.observe(Row::F103);
+                self.coverage.meet(Row::F103);
             }
             self.wake(node);
         }
@@ -306,6 +326,11 @@ impl World {
         if self.places[node].paused {
             return;
         }
+        let stale = self.places[node].stale_clock.take();
+        if stale.is_some() {
+            self.coverage.observe(Row::F32);
+        }
+        let clock = stale.unwrap_or(clock);
         let Some(process) = &mut self.places[node].process else { return };
         lock(&self.net).now = self.now;
         let turn = catch_unwind(AssertUnwindSafe(|| process.node.step(clock)));
@@ -325,12 +350,20 @@ impl World {
                 self.places[node].death.take().unwrap_or((Survival::Subset, self.now + MS));
             self.say(|| format!("replica {} dies in the middle of a turn", node + 1));
             self.coverage.observe(Row::F39);
+            let died_in = self.places[node].medium.control().died_in();
             self.crash(node, survival);
+            if let Some(row) = died_in {
+                self.coverage.inject(row);
+                self.places[node].died_of = vec![row];
+            }
             self.schedule(back_at.max(self.now + 1), Happening::Restart(node));
             return;
         }
         self.poll_clients(node);
         self.schedule_sync(node);
+        if self.places[node].process.is_none() {
+            return;
+        }
         let next = if turn.busy {
             let mean = self.shape.turn_mean * self.places[node].slow;
             self.now + 1 + self.random.exponential(mean)
@@ -350,6 +383,10 @@ impl World {
         let forgot = self.places[node].forgot && core.votes();
         let dead = self.places[node].medium.control().is_dead();
         let life = subject.life;
+        let led = self.checks.leaderships();
+        let (role, leads) = (core.role(), core.role_is_leader());
+        let (promised, commit) = (core.promised().pack(), core.commit_slot());
+        let leading = if leads { core.ballot().pack() } else { 0 };
         let Some(process) = &self.places[node].process else { return };
         let mut seen = process.seen;
         let was = seen;
@@ -360,6 +397,8 @@ impl World {
         if let Some(process) = &mut self.places[node].process {
             process.seen = seen;
         }
+        lock(&self.net).note_ballots(node, promised, leading);
+        self.note_role(node, role, commit, led);
         if let Some(line) = line {
             self.say(|| line);
         }
@@ -373,12 +412,54 @@ impl World {
         if let Some(what) = wrong {
             self.fail(format!("{what} (replica {}, life {life})", node + 1));
         }
+        if leads && commit > was.commit() && self.ambush.is_some() && !dead {
+            self.maybe_spring(node, commit);
+        }
         if self.random.below(PROBE_EVERY) == 0 {
             let waiting = lock(&self.net).queued_bytes();
             if waiting > QUEUE_BYTES_MAX {
                 self.fail(format!("I15: {waiting} bytes wait in one direction of a lane"));
             }
             self.probe(node);
+        }
+    }
+
+    /// What elections meet by themselves.
+    fn note_role(&mut self, node: usize, role: RoleName, commit: Slot, led: u64) {
+        let bit = 1 << node;
+        if role == RoleName::Candidate {
+            let first = self.candidates & bit == 0;
+            self.candidates |= bit;
+            if first && commit.0 < self.checks.committed && !self.places[node].behind {
+                self.places[node].behind = true;
+                self.coverage.inject(Row::F28);
+            }
+            if self.candidates.count_ones() > 1 && !self.duel {
+                self.duel = true;
+                self.coverage.inject(Row::F26);
+            }
+            return;
+        }
+        self.candidates &= !bit;
+        let behind = std::mem::take(&mut self.places[node].behind);
+        if self.checks.leaderships() > led {
+            if behind {
+                self.coverage.observe(Row::F28);
+            }
+            if std::mem::take(&mut self.duel) {
+                self.coverage.observe(Row::F26);
+            }
+        }
+    }
+
+    /// Springs the ambush if `node` alone knows that `commit` is chosen, sooner or later.
+    fn maybe_spring(&mut self, node: usize, commit: Slot) {
+        let Some(index) = self.ambush else { return };
+        let others = self.places.iter().filter(|place| place.index != node);
+        let known = others.filter_map(|place| Some(place.subject()?.core.commit_slot())).max();
+        let alone = known < Some(commit) && !self.places[node].forgets;
+        if alone && self.core.is_empty() && self.random.chance(200_000) {
+            self.spring(index, node);
         }
     }
 
@@ -430,11 +511,22 @@ impl World {
             return self.schedule(self.now + wait, Happening::Client(client));
         };
         let handle = process.handle.clone();
-        self.clients.ask(client, &handle, &self.shape, &mut self.client_random);
+        let at = self.standing(node);
+        self.clients.ask(client, &handle, &self.shape, &mut self.client_random, at);
         self.after_clients(Vec::new());
         self.wake(node);
         // What is refused at once is answered at once.
         self.poll_clients(node);
+    }
+
+    /// Where a replica stands when a client asks it.
+    fn standing(&self, node: usize) -> Standing {
+        let Some(subject) = self.places[node].subject() else { return Standing::default() };
+        let core = subject.core;
+        Standing {
+            deposed: core.role_is_leader() && self.leader() != Some(node),
+            behind: core.applied_slot().0 < self.checks.committed,
+        }
     }
 
     /// Lets the sync thread of a replica work, if there is work.
@@ -470,7 +562,8 @@ impl World {
             let medium = &self.places[node].medium;
             medium.control().kill_after(self.random.below(4));
             process.steps.step();
-            self.coverage.observe(Row::F43);
+            self.coverage.inject(Row::F39);
+            self.coverage.observe(Row::F39);
         }
         self.places[node].medium.control().kill();
         {
@@ -478,6 +571,7 @@ impl World {
             let (told, vote) = &mut self.places[node].told;
             *told = (*told).max(spy.promised);
             *vote = (*vote).max(spy.vote);
+            self.empty_answers += spy.empty_answers;
         }
         drop(process);
         self.with_net(|net| net.stop(node));
@@ -485,6 +579,9 @@ impl World {
         self.places[node].medium = medium;
         self.places[node].step_at = u64::MAX;
         self.places[node].paused = false;
+        self.places[node].stale_clock = None;
+        self.places[node].behind = false;
+        self.candidates &= !(1 << node);
         let free = self.clients.lose(node);
         self.after_clients(free);
         self.say(|| {
@@ -502,6 +599,11 @@ impl World {
         steps.whims = self.whims.clone();
         let fresh = Incarnation(self.random.word());
         let medium = Arc::clone(&self.places[node].medium);
+        if let Some((operations, times)) = self.places[node].recovery_deaths.take() {
+            medium.control().kill_after(operations);
+            let again = times.checked_sub(1).filter(|left| *left > 0);
+            self.places[node].recovery_deaths = again.map(|left| (operations, left));
+        }
         let opened = checks::open(Arc::clone(&medium), node, &self.shape, fresh, &steps);
         let (log, recovered) = match opened {
             Ok(opened) => opened,
@@ -512,6 +614,9 @@ impl World {
             }
             // The disk failed again in the middle of it, or has no room: its operator tries again.
             Err(_) if medium.control().excuses() => {
+                if medium.control().is_dead() {
+                    self.coverage.observe(Row::F62);
+                }
                 let again = medium.after_crash(Survival::Subset, &mut self.random);
                 again.control().set_full(medium.control().is_full());
                 self.places[node].medium = again;
@@ -521,6 +626,8 @@ impl World {
                 return self.fail(format!("replica {} cannot open its log: {error}", node + 1));
             }
         };
+        // It came back sooner than it was to die.
+        medium.control().spare();
         if !self.places[node].forgets {
             let (told, vote) = self.places[node].told;
             let checked = self.checks.recovered(&log, &recovered, told, vote);
@@ -537,18 +644,25 @@ impl World {
     fn note_return(&mut self, node: usize, recovered: &Recovered) {
         let place = &mut self.places[node];
         place.forgot = place.wiped || !recovered.damaged.is_empty() || !recovered.promise_certain;
-        let Some(row) = place.died_of.take() else { return };
         let damaged = !recovered.damaged.is_empty() || !recovered.promise_certain;
-        let seen = match row {
-            Row::F47 | Row::F50 | Row::F51 => damaged,
-            Row::F58 => recovered.last_slot == Slot::ZERO,
-            _ => recovered.last_slot > Slot::ZERO,
-        };
-        if place.deaths >= 3 {
+        if place.deaths >= 3 && !place.died_of.is_empty() {
             self.coverage.observe(Row::F33);
         }
-        if seen {
-            self.coverage.observe(row);
+        for row in std::mem::take(&mut place.died_of) {
+            let seen = match row {
+                Row::F47 | Row::F50 | Row::F51 => damaged,
+                Row::F58 => recovered.last_slot == Slot::ZERO,
+                _ => recovered.last_slot > Slot::ZERO,
+            };
+            if seen {
+                self.coverage.observe(row);
+            }
+        }
+        if let End::TornTail { bytes } = recovered.end {
+            self.coverage.meet(Row::F43);
+            if bytes > 512 {
+                self.coverage.meet(Row::F44);
+            }
         }
     }
 
