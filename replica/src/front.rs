@@ -15,7 +15,7 @@ use crate::relay::{GroupOutcome, GroupSender};
 use crate::status::{SharedStatus, Status};
 
 /// Requests that wait for the replica's thread; beyond it a client is told "busy".
-pub const REQUESTS_MAX: usize = 65_536;
+pub const REQUESTS_MAX: usize = if cfg!(feature = "buggify") { 256 } else { 65_536 };
 /// Payload bytes that wait for the replica's thread.
 pub const REQUEST_BYTES_MAX: usize = 512 << 20;
 

@@ -1,7 +1,9 @@
 //! `quorate-sim`: runs seeds, says what failed and how to see it again.
 
 use clap::Parser;
-use quorate_sim::{Coverage, Outcome, Point, Row, run, shrink};
+use quorate_sim::{
+    Coverage, Mutant, Outcome, Point, Row, Standing, run, run_disaster, run_mutant, shrink,
+};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
@@ -31,6 +33,17 @@ struct Arguments {
     /// Run the seeds of this file too, one a line, with their stories behind `#`.
     #[arg(long)]
     regressions: Option<std::path::PathBuf>,
+    /// Destroy the disks of a quorum, or of more, in each of the runs: what is left must stall, say so
+    /// and invent nothing.
+    #[arg(long)]
+    disasters: bool,
+    /// Fail if a fault that can be simulated was not injected or not observed, or a point of legal
+    /// misbehaviour was never reached.
+    #[arg(long)]
+    covered: bool,
+    /// Print the fault catalogue, with what sees to each row.
+    #[arg(long)]
+    catalogue: bool,
     /// Build each known mistake into the protocol and see after how many seeds it is found.
     #[arg(long)]
     mutants: bool,
@@ -61,11 +74,15 @@ fn main() -> ExitCode {
 }
 
 fn try_main(arguments: &Arguments) -> Result<bool, String> {
+    if arguments.catalogue {
+        catalogue();
+        return Ok(true);
+    }
     if arguments.mutants {
-        return mutants(arguments.from);
+        return Ok(mutants(arguments.from, arguments.jobs.max(1)));
     }
     if let Some(seed) = arguments.seed {
-        return Ok(one(seed, arguments.trace));
+        return Ok(one(seed, arguments.disasters, arguments.trace));
     }
     let mut seeds: Vec<u64> = Vec::new();
     if let Some(path) = &arguments.regressions {
@@ -87,28 +104,79 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
         fresh = parse_seeds("fresh:100")?;
     }
     println!("seeds: {} kept, then {}..", seeds.len(), fresh.start);
-    Ok(many(&seeds, &fresh, deadline, arguments.jobs.max(1)))
+    let plan = Plan { kept: seeds, fresh, deadline, disasters: arguments.disasters };
+    let sum = many(&plan, arguments.jobs.max(1));
+    let covered = !arguments.covered || is_covered(&sum);
+    Ok(sum.failures.is_empty() && covered)
 }
 
-fn mutants(from: u64) -> Result<bool, String> {
-    let mut all_found = true;
-    println!("{:<26} {:>6}  by", "mistake", "seeds");
-    for &mutant in quorate_sim::Mutant::ALL {
-        let found = (from..from + MUTANT_SEEDS_MAX).find_map(|seed| {
-            let what = quorate_sim::run_mutant(seed, mutant).violation?;
-            Some((seed, what))
-        });
-        all_found &= found.is_some();
-        let name = format!("{mutant:?}");
-        match found {
-            Some((seed, what)) => {
-                let what = what.lines().next().unwrap_or_default();
-                println!("{name:<26} {:>6}  {what}", seed - from + 1);
-            }
-            None => println!("{name:<26} {:>6}  NOT FOUND", MUTANT_SEEDS_MAX),
-        }
+/// What to run.
+struct Plan {
+    kept: Vec<u64>,
+    fresh: std::ops::Range<u64>,
+    deadline: Option<Instant>,
+    disasters: bool,
+}
+
+fn run_one(seed: u64, disaster: bool, trace: bool) -> Outcome {
+    if disaster { run_disaster(seed, trace) } else { run(seed, trace) }
+}
+
+fn catalogue() {
+    for row in Row::ALL {
+        let standing = match row.standing() {
+            Standing::Simulated => "simulated".to_owned(),
+            Standing::Elsewhere(elsewhere) => elsewhere.to_owned(),
+        };
+        println!("{:<70} {standing}", format!("{row:?} {}", row.what()));
     }
-    Ok(all_found)
+}
+
+/// Says what was missed.
+fn is_covered(sum: &Sum) -> bool {
+    let rows = sum.coverage.missed();
+    for row in &rows {
+        println!("MISSED: {row:?} {}", row.what());
+    }
+    let points = Point::ALL.iter().zip(sum.whims).filter(|(_, hits)| *hits == 0);
+    let points: Vec<_> = points.map(|(point, _)| point).collect();
+    for point in &points {
+        println!("MISSED: {point:?}");
+    }
+    rows.is_empty() && points.is_empty()
+}
+
+fn mutants(from: u64, jobs: usize) -> bool {
+    let next = AtomicU64::new(0);
+    let all_found = std::sync::atomic::AtomicBool::new(true);
+    println!("{:<26} {:>6}  by", "mistake", "seeds");
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(&mutant) =
+                    Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed) as usize)
+                {
+                    let found = (from..from + MUTANT_SEEDS_MAX).find_map(|seed| {
+                        let what = run_mutant(seed, mutant).violation?;
+                        // What fails without the mistake shows nothing about it.
+                        run(seed, false).violation.is_none().then_some((seed, what))
+                    });
+                    let name = format!("{mutant:?}");
+                    match found {
+                        Some((seed, what)) => {
+                            let what = what.lines().next().unwrap_or_default();
+                            println!("{name:<26} {:>6}  {what}", seed - from + 1);
+                        }
+                        None => {
+                            all_found.store(false, Ordering::Relaxed);
+                            println!("{name:<26} {MUTANT_SEEDS_MAX:>6}  NOT FOUND");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    all_found.into_inner()
 }
 
 fn clock_seed() -> u64 {
@@ -128,8 +196,8 @@ fn parse_seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
     if from < to { Ok(from..to) } else { Err(bad()) }
 }
 
-fn one(seed: u64, trace: bool) -> bool {
-    let outcome = run(seed, true);
+fn one(seed: u64, disaster: bool, trace: bool) -> bool {
+    let outcome = run_one(seed, disaster, true);
     if trace {
         let mut out = std::io::stdout().lock();
         for line in &outcome.trace {
@@ -149,16 +217,16 @@ fn one(seed: u64, trace: bool) -> bool {
     match &outcome.violation {
         None => true,
         Some(what) => {
-            explain(seed, what, &outcome.trace);
+            explain(seed, disaster, what, &outcome.trace);
             false
         }
     }
 }
 
-fn explain(seed: u64, what: &str, trace: &[String]) {
+fn explain(seed: u64, disaster: bool, what: &str, trace: &[String]) {
     println!("\nseed {seed} FAILED: {what}");
     println!("commit {}", commit());
-    let (items, all) = shrink(seed, what);
+    let (items, all) = shrink(seed, disaster, what);
     println!("{} of {all} faults are enough:", items.len());
     for item in &items {
         println!("  {item}");
@@ -167,7 +235,8 @@ fn explain(seed: u64, what: &str, trace: &[String]) {
     for line in trace.iter().skip(trace.len().saturating_sub(LINES)) {
         println!("  {line}");
     }
-    println!("again: cargo run --release -p quorate-sim -- --seed {seed} --trace");
+    let disasters = if disaster { " --disasters" } else { "" };
+    println!("again: cargo run --release -p quorate-sim -- --seed {seed}{disasters} --trace");
 }
 
 fn commit() -> String {
@@ -190,6 +259,7 @@ struct Sum {
     stale_reads: u64,
     probes: u64,
     faults: u64,
+    stalled: u64,
     coverage: Coverage,
     whims: [u64; Point::ALL.len()],
     failures: Vec<(u64, String)>,
@@ -206,6 +276,7 @@ impl Sum {
         self.stale_reads += outcome.stale_reads;
         self.probes += outcome.probes;
         self.faults += outcome.faults;
+        self.stalled += u64::from(outcome.stalled);
         self.coverage.add(&outcome.coverage);
         for (sum, hits) in self.whims.iter_mut().zip(outcome.whims) {
             *sum += hits;
@@ -217,12 +288,9 @@ impl Sum {
     }
 }
 
-fn many(
-    kept: &[u64],
-    fresh: &std::ops::Range<u64>,
-    deadline: Option<Instant>,
-    jobs: usize,
-) -> bool {
+fn many(plan: &Plan, jobs: usize) -> Sum {
+    let Plan { kept, fresh, deadline, disasters } = plan;
+    let cpu = cpu_seconds();
     let begin = Instant::now();
     let next = AtomicU64::new(0);
     let sum = Mutex::new(Sum::default());
@@ -242,7 +310,7 @@ fn many(
                     {
                         return;
                     }
-                    let outcome = run(seed, false);
+                    let outcome = run_one(seed, *disasters, false);
                     let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     sum.add(outcome);
                     let seconds = begin.elapsed().as_secs();
@@ -254,38 +322,65 @@ fn many(
         }
     });
     let sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    report(&sum, begin.elapsed());
+    report(&sum, begin.elapsed(), cpu_seconds() - cpu);
     for (seed, what) in sum.failures.iter().take(SHOWN) {
-        explain(*seed, what, &run(*seed, true).trace);
+        explain(*seed, *disasters, what, &run_one(*seed, *disasters, true).trace);
     }
-    sum.failures.is_empty()
+    sum
 }
 
-fn report(sum: &Sum, elapsed: Duration) {
-    let seconds = elapsed.as_secs_f64().max(0.001);
-    println!("\n{:<50} {:>10} {:>10}", "fault", "injected", "observed");
-    for row in Row::ALL {
+/// What this process has used of its processors, in seconds of user and system time; 0 where the
+/// system does not say.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name, which may hold anything: utime and stime are the fields 14 and 15, in ticks,
+    // of which Linux shows 100 a second on every machine.
+    let after = text.rsplit(')').next().unwrap_or_default();
+    let ticks =
+        after.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<f64>().ok());
+    ticks.sum::<f64>() / 100.0
+}
+
+fn report(sum: &Sum, elapsed: Duration, cpu: f64) {
+    let (seconds, cpu) = (elapsed.as_secs_f64().max(0.001), cpu.max(0.001));
+    println!("\n{:<70} {:>10} {:>10}", "fault", "injected", "observed");
+    let simulated = Row::ALL.iter().filter(|row| row.standing() == Standing::Simulated);
+    let mut injected_all = 0;
+    for row in simulated {
         let (injected, observed) = sum.coverage.of(*row);
-        println!("{:<50} {injected:>10} {observed:>10}", format!("{row:?} {}", row.what()));
+        injected_all += injected;
+        println!("{:<70} {injected:>10} {observed:>10}", format!("{row:?} {}", row.what()));
     }
-    println!("\n{:<50} {:>10}", "legal misbehaviour of the product", "times");
+    println!("\n{:<70} {:>10}", "legal misbehaviour of the product", "times");
     for (point, hits) in Point::ALL.iter().zip(sum.whims) {
-        println!("{:<50} {hits:>10}", format!("{point:?}"));
+        println!("{:<70} {hits:>10}", format!("{point:?}"));
     }
     let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
     for (_, what) in &sum.failures {
         *kinds.entry(what.split(':').next().unwrap_or_default()).or_default() += 1;
     }
-    println!("\nseeds               {}", sum.runs);
-    println!("seeds a second      {:.1}", sum.runs as f64 / seconds);
-    println!("events              {} ({:.0} a second)", sum.events, sum.events as f64 / seconds);
+    println!("\nseeds               {} in {seconds:.0} s", sum.runs);
+    println!(
+        "processor time      {cpu:.1} s: {:.1} seeds a second of one core",
+        sum.runs as f64 / cpu
+    );
+    println!(
+        "events              {}: {:.0} a seed, {:.0} a second of one core",
+        sum.events,
+        sum.events as f64 / sum.runs.max(1) as f64,
+        sum.events as f64 / cpu
+    );
     let simulated = sum.nanos as f64 / 1e9;
-    println!("simulated time      {simulated:.0} s ({:.0} times real time)", simulated / seconds);
+    println!("simulated time      {simulated:.0} s: {:.0} times one core's", simulated / cpu);
+    println!("faults injected     {injected_all}");
     println!("faults planned      {}", sum.faults);
     println!("slots committed     {}", sum.commits);
     println!("leaderships         {}", sum.leaderships);
     println!("operations checked  {}", sum.checked);
     println!("stale reads checked {}", sum.stale_reads);
     println!("disks looked at     {}", sum.probes);
+    if sum.stalled > 0 {
+        println!("stalled, said so    {} after a disaster", sum.stalled);
+    }
     println!("failures            {} {kinds:?}", sum.failures.len());
 }

@@ -213,9 +213,11 @@ impl Coverage {
     #[must_use]
     pub fn missed(&self) -> Vec<Row> {
         let rows = Row::ALL.iter().copied();
-        let missed = rows.filter(|row| row.standing() == Simulated && {
-            let (injected, observed) = self.of(*row);
-            injected == 0 || observed == 0
+        let missed = rows.filter(|row| {
+            row.standing() == Simulated && {
+                let (injected, observed) = self.of(*row);
+                injected == 0 || observed == 0
+            }
         });
         missed.collect()
     }

@@ -105,9 +105,9 @@ impl World {
                 self.with_net(|net| net.fence(from, to, true));
             }
             Fault::Constrain { node, others } => {
-                let behind = self.places[node].subject().is_some_and(|subject| {
-                    subject.core.commit_slot().0 < self.checks.committed
-                });
+                let behind = self.places[node]
+                    .subject()
+                    .is_some_and(|subject| subject.core.commit_slot().0 < self.checks.committed);
                 if behind {
                     self.coverage.inject(Row::F20);
                     self.hit[index] = Some(node);
@@ -263,8 +263,11 @@ impl World {
             let at = until.min(self.now + 4 * self.shape.election_max);
             self.schedule(at.max(self.now + 1), Happening::Restart(node));
         }
-        if let Some(lifts) = lifts.filter(|lifts| *lifts < self.plan.len()) {
-            self.end(lifts);
+        let partition = |item: &Item| {
+            item.at == lifts && matches!(item.fault, Fault::Partition { row: Row::F05, .. })
+        };
+        if let Some(place) = self.plan.iter().position(partition) {
+            self.end(place);
         }
     }
 

@@ -19,6 +19,7 @@
 mod checks;
 mod clients;
 mod coverage;
+mod disaster;
 mod faults;
 mod machine;
 mod medium;
@@ -33,9 +34,8 @@ mod spy;
 mod transport;
 mod world;
 
-pub use coverage::{Coverage, Row};
+pub use coverage::{Coverage, Row, Standing};
 pub use quorate_consensus::Mutant;
 pub use quorate_consensus::buggify::Point;
-pub use run::run_mutant;
-pub use run::{Outcome, run};
+pub use run::{Outcome, run, run_disaster, run_mutant};
 pub use shrink::shrink;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The disk of one replica, in one life of its process.
@@ -20,7 +21,11 @@ pub(crate) struct SimMedium {
 
 /// What the world steers.
 #[derive(Debug, Default)]
-pub(crate) struct Control(Mutex<ControlState>);
+pub(crate) struct Control {
+    state: Mutex<ControlState>,
+    /// As the state has it: asked after every turn.
+    dead: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct ControlState {
@@ -60,12 +65,13 @@ enum Change {
 
 impl Control {
     fn lock(&self) -> MutexGuard<'_, ControlState> {
-        lock(&self.0)
+        lock(&self.state)
     }
 
     /// From now on every operation fails: the machine is gone.
     pub(crate) fn kill(&self) {
         self.lock().dead = true;
+        self.dead.store(true, Ordering::Relaxed);
     }
 
     /// The machine goes away after so many more operations that change something.
@@ -75,7 +81,7 @@ impl Control {
 
     /// Whether it is gone.
     pub(crate) fn is_dead(&self) -> bool {
-        self.lock().dead
+        self.dead.load(Ordering::Relaxed)
     }
 
     /// Whether there is room for new bytes.
@@ -139,6 +145,7 @@ impl Control {
         match state.dies_after {
             Some(0) if !state.dead => {
                 state.dead = true;
+                self.dead.store(true, Ordering::Relaxed);
                 state.died_in = match change {
                     Change::Name => Some(Row::F57),
                     Change::Superblock => Some(Row::F42),
@@ -170,7 +177,8 @@ impl Control {
 /// The bytes as the process sees them, and what each unsynced write replaced.
 #[derive(Clone, Debug, Default)]
 struct Contents {
-    seen: Vec<u8>,
+    /// Shared with copies of the disk until one of them is written to.
+    seen: Arc<Vec<u8>>,
     /// In the order of writing.
     unsynced: Vec<Replaced>,
     /// What the newest sync covered: damage there would look like a torn tail.
@@ -221,8 +229,7 @@ impl SimMedium {
     }
 
     fn area(&self, name: &str, contents: Arc<Mutex<Contents>>) -> Arc<dyn Area> {
-        let change =
-            if name.starts_with(SUPERBLOCK) { Change::Superblock } else { Change::Log };
+        let change = if name.starts_with(SUPERBLOCK) { Change::Superblock } else { Change::Log };
         let control = Arc::clone(&self.control);
         Arc::new(SimArea { control, contents, unit: self.unit(), change })
     }
@@ -262,7 +269,7 @@ impl SimMedium {
             let start = if random.chance(500_000) { half } else { 0 };
             let used = contents.seen[start..start + half].iter().rposition(|byte| *byte != 0)?;
             let byte = start + random.below(used as u64 + 1) as usize;
-            contents.seen[byte] ^= 1 << random.below(8);
+            Arc::make_mut(&mut contents.seen)[byte] ^= 1 << random.below(8);
             return Some(format!("a bit of byte {byte} of the superblock"));
         }
         let names: Vec<_> = areas.keys().filter(|name| name.starts_with("segment-")).collect();
@@ -284,16 +291,17 @@ impl SimMedium {
         }
         let sector = random.between(first, used - 513) / 512 * 512;
         let at = sector as usize..sector as usize + 512;
+        let seen = Arc::make_mut(&mut contents.seen);
         match kind {
             Damage::Flip => {
                 let byte = sector as usize + random.below(512) as usize;
-                contents.seen[byte] ^= 1 << random.below(8);
+                seen[byte] ^= 1 << random.below(8);
             }
-            Damage::LostSector => contents.seen[at].fill(0),
+            Damage::LostSector => seen[at].fill(0),
             Damage::Misdirected => {
                 let other = (random.between(first, used - 513) / 512 * 512) as usize;
-                let copy = contents.seen[other..other + 512].to_vec();
-                contents.seen[at].copy_from_slice(&copy);
+                let copy = seen[other..other + 512].to_vec();
+                seen[at].copy_from_slice(&copy);
             }
             Damage::Superblock => {}
         }
@@ -323,6 +331,10 @@ impl Contents {
     /// Takes unsynced units back but those that `keep` says, the newest write of each first.
     fn forget(&mut self, unit: u64, mut keep: impl FnMut(u64) -> bool) {
         let mut kept: BTreeMap<u64, bool> = BTreeMap::new();
+        if self.unsynced.is_empty() {
+            return;
+        }
+        let seen = Arc::make_mut(&mut self.seen);
         for replaced in std::mem::take(&mut self.unsynced).into_iter().rev() {
             let end = replaced.offset + replaced.old.len() as u64;
             for unit_index in replaced.offset / unit..end.div_ceil(unit) {
@@ -332,7 +344,7 @@ impl Contents {
                     let from = (unit_index * unit).max(replaced.offset);
                     let to = ((unit_index + 1) * unit).min(end);
                     let old = (from - replaced.offset) as usize..(to - replaced.offset) as usize;
-                    self.seen[from as usize..to as usize].copy_from_slice(&replaced.old[old]);
+                    seen[from as usize..to as usize].copy_from_slice(&replaced.old[old]);
                 }
             }
         }
@@ -342,7 +354,7 @@ impl Contents {
         let range = offset as usize..offset as usize + bytes.len();
         let old = self.seen[range.clone()].to_vec();
         self.unsynced.push(Replaced { offset, old });
-        self.seen[range].copy_from_slice(bytes);
+        Arc::make_mut(&mut self.seen)[range].copy_from_slice(bytes);
     }
 
     /// What lies in `range`, widened to whole units, is safe.
@@ -393,7 +405,7 @@ impl Medium for SimMedium {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn Area>> {
         self.control.operation(Change::Name)?;
         self.control.room()?;
-        let contents = Contents { seen: vec![0; bytes as usize], ..Contents::default() };
+        let contents = Contents { seen: Arc::new(vec![0; bytes as usize]), ..Contents::default() };
         let contents = Arc::new(Mutex::new(contents));
         lock(&self.areas).insert(name.to_owned(), Arc::clone(&contents));
         Ok(self.area(name, contents))

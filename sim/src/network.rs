@@ -407,7 +407,8 @@ impl Net {
     pub(crate) fn swallow(&mut self, from: usize) {
         for peer in (0..self.nodes()).filter(|peer| *peer != from) {
             for lane in 0..2 {
-                let direction = &mut self.lane(from, peer, lane).directions[usize::from(from > peer)];
+                let direction =
+                    &mut self.lane(from, peer, lane).directions[usize::from(from > peer)];
                 direction.queue.clear();
                 direction.bytes = 0;
             }

@@ -39,8 +39,8 @@ pub(crate) enum Fault {
     /// Several die; the same place of their disks is damaged, as far as their logs are equal.
     DamageAll { nodes: Vec<usize>, kind: Damage },
     /// Whoever leads dies right after it learned that something is chosen, before anyone else learns
-    /// of it, and the fault at this place of the plan ends at once.
-    Ambush { lifts: Option<usize> },
+    /// of it, and the partition that began then ends at once.
+    Ambush { lifts: u64 },
     /// It does nothing. If it goes on with a stale clock, it was stopped right after it read it.
     Pause { node: Who, stale: bool },
     /// One message of a kind is not taken by the lanes of a replica.
@@ -98,6 +98,30 @@ pub(crate) enum Partition {
 /// How many kinds [`draw`] knows.
 pub(crate) const KINDS: usize = 34;
 
+/// Draws the faults of a run in which the disks of a quorum, or of more, break their word.
+#[must_use]
+pub(crate) fn draw_disaster(seed: u64, shape: &Shape) -> Vec<Item> {
+    let mut items = draw(seed, shape);
+    let random = &mut Random::split(seed, 8);
+    let nodes = shape.nodes;
+    let mut all: Vec<usize> = (0..nodes).collect();
+    random.shuffle(&mut all);
+    // One disk at least keeps its word: a cluster of none but empty disks is a new one.
+    let most = (nodes - 1).max(shape.quorum().min(nodes - 1)).max(1);
+    all.truncate(random.between(shape.quorum().min(most) as u64, most as u64) as usize);
+    let at = random.between(shape.safety_nanos / 2, shape.safety_nanos);
+    let until = at + random.exponential(100 * MS);
+    let wipe = nodes > 1 && (shape.profile.kind == MediumKind::Memory || random.chance(400_000));
+    if wipe {
+        items.extend(all.into_iter().map(|node| Item { at, until, fault: Fault::Wipe { node } }));
+    } else {
+        let kind = random.pick(&[Damage::Flip, Damage::LostSector, Damage::Misdirected]);
+        items.push(Item { at, until, fault: Fault::DamageAll { nodes: all, kind } });
+    }
+    items.sort_by_key(|item| item.at);
+    items
+}
+
 /// Draws the faults of a run of this shape.
 #[must_use]
 pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
@@ -116,18 +140,6 @@ pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
             _ => random.exponential(1_000 * MS),
         };
         draw_kind(random, shape, kind, at, at + length + MS, &mut items);
-    }
-    // Ambushes name other items by their place.
-    let order = |items: &[Item]| {
-        let mut order: Vec<usize> = (0..items.len()).collect();
-        order.sort_by_key(|index| items[*index].at);
-        order
-    };
-    let order = order(&items);
-    for item in &mut items {
-        if let Fault::Ambush { lifts: Some(lifts) } = &mut item.fault {
-            *lifts = order.iter().position(|index| index == lifts).unwrap_or(0);
-        }
     }
     items.sort_by_key(|item| item.at);
     items
@@ -245,8 +257,11 @@ fn draw_kind(
             items.push(Item { at: behind, until, fault: Fault::Constrain { node, others } });
         }
         31 if nodes > 2 => {
-            let fault =
-                if volatile { victim.map(|node| Fault::Wipe { node }) } else { Some(Fault::Gone { node }) };
+            let fault = if volatile {
+                victim.map(|node| Fault::Wipe { node })
+            } else {
+                Some(Fault::Gone { node })
+            };
             if let Some(fault) = fault {
                 items.push(Item { at, until: shape.safety_nanos, fault });
             }
@@ -326,13 +341,10 @@ fn draw_ambush(random: &mut Random, shape: &Shape, begin: u64, items: &mut Vec<I
     let mut at = begin;
     for _ in 0..random.between(1, 3) {
         let until = at + 12 * shape.election_max;
-        let alone = Partition::Isolate {
-            node: Who::Leader,
-            sends: true,
-            receives: random.chance(300_000),
-        };
+        let alone =
+            Partition::Isolate { node: Who::Leader, sends: true, receives: random.chance(300_000) };
         let fault = Fault::Partition { row: Row::F05, shape: alone };
-        let lifts = Some(items.len());
+        let lifts = at;
         items.push(Item { at, until, fault });
         let ambush = at + random.between(shape.election_min / 2, shape.election_max * 2);
         items.push(Item { at: ambush, until, fault: Fault::Ambush { lifts } });

@@ -1,6 +1,7 @@
 //! A run: the safety phase, the liveness phase, and what is checked at the end.
 
 use crate::coverage::{Coverage, Row};
+use crate::disaster;
 use crate::medium::Survival;
 use crate::plan::{self, Item};
 use crate::random::Random;
@@ -39,6 +40,8 @@ pub struct Outcome {
     pub probes: u64,
     /// Faults of the plan.
     pub faults: u64,
+    /// A run with a disaster in which too few could vote: it stalled, and said so.
+    pub stalled: bool,
     /// Injected and observed.
     pub coverage: Coverage,
     /// How often each point of the product misbehaved.
@@ -52,6 +55,15 @@ pub struct Outcome {
 pub fn run(seed: u64, trace: bool) -> Outcome {
     let shape = Shape::draw(seed, plan::KINDS);
     let plan = plan::draw(seed, &shape);
+    run_plan(seed, shape, plan, trace)
+}
+
+/// Runs `seed` with the disks of a quorum, or of more, destroyed: what is left must stall, say so, and
+/// invent nothing.
+#[must_use]
+pub fn run_disaster(seed: u64, trace: bool) -> Outcome {
+    let shape = Shape::draw_disaster(seed, plan::KINDS);
+    let plan = plan::draw_disaster(seed, &shape);
     run_plan(seed, shape, plan, trace)
 }
 
@@ -73,9 +85,13 @@ pub(crate) fn run_plan(seed: u64, shape: Shape, plan: Vec<Item>, trace: bool) ->
     let shape = world.shape.clone();
     world.say(|| format!("{shape:?}"));
     world.run_until(shape.safety_nanos);
-    settle(&mut world);
-    if world.violation.is_none() {
-        wait_for_convergence(&mut world);
+    if shape.disaster {
+        disaster::settle(&mut world);
+    } else {
+        settle(&mut world);
+        if world.violation.is_none() {
+            wait_for_convergence(&mut world);
+        }
     }
     if world.violation.is_none() {
         check_the_end(&mut world);
@@ -97,10 +113,7 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
             world.coverage.observe(Row::F82);
         }
     }
-    let reads = [
-        (Row::F85, world.clients.deposed_reads),
-        (Row::F86, world.clients.behind_reads),
-    ];
+    let reads = [(Row::F85, world.clients.deposed_reads), (Row::F86, world.clients.behind_reads)];
     for (row, (asked, settled)) in reads {
         (0..asked).for_each(|_| world.coverage.inject(row));
         (0..settled).for_each(|_| world.coverage.observe(row));
@@ -122,6 +135,7 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
         stale_reads: world.clients.stale_reads,
         probes: world.checks.probes,
         faults,
+        stalled: world.stalled,
         coverage: world.coverage.clone(),
         whims: world.whims.hits(),
         trace: world.trace.take().map(Vec::from).unwrap_or_default(),
@@ -170,7 +184,7 @@ fn settle(world: &mut World) {
     }
 }
 
-fn heal_place(world: &mut World, node: usize) {
+pub(crate) fn heal_place(world: &mut World, node: usize) {
     let place = &mut world.places[node];
     place.slow = 1;
     place.stall = 0;
@@ -218,7 +232,7 @@ fn wait_for_convergence(world: &mut World) {
 }
 
 /// Who leads under the highest ballot, and under which.
-fn leader(world: &World) -> Option<(Ballot, usize)> {
+pub(crate) fn leader(world: &World) -> Option<(Ballot, usize)> {
     let leaders = world.places.iter().filter_map(|place| {
         let core = place.subject()?.core;
         core.role_is_leader().then(|| (core.ballot(), place.index))

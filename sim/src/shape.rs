@@ -196,6 +196,14 @@ impl Shape {
         off.unwrap_or_default() as u32
     }
 
+    /// Draws the shape of a run in which the disks of a quorum break their word.
+    #[must_use]
+    pub(crate) fn draw_disaster(seed: u64, kinds_known: usize) -> Self {
+        let mut shape = Self::draw(seed, kinds_known);
+        shape.disaster = true;
+        shape
+    }
+
     /// The most replicas that may be missing.
     #[must_use]
     pub(crate) fn quorum(&self) -> usize {

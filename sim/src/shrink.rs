@@ -7,21 +7,33 @@ use crate::shape::Shape;
 /// Runs at the most while shrinking.
 const TRIES_MAX: usize = 200;
 
+/// A run that can be shrunk: of a seed as it is, or of a disaster.
+fn parts(seed: u64, disaster: bool) -> (Shape, Vec<Item>) {
+    let shape = match disaster {
+        true => Shape::draw_disaster(seed, plan::KINDS),
+        false => Shape::draw(seed, plan::KINDS),
+    };
+    let items = match disaster {
+        true => plan::draw_disaster(seed, &shape),
+        false => plan::draw(seed, &shape),
+    };
+    (shape, items)
+}
+
 /// The smallest part of the plan of `seed` found that still violates the same invariant, one line a
 /// fault, and how many faults the whole plan has.
 #[must_use]
-pub fn shrink(seed: u64, violation: &str) -> (Vec<String>, usize) {
-    let all = plan::draw(seed, &Shape::draw(seed, plan::KINDS)).len();
-    let lines = smallest(seed, violation).into_iter().map(|item| {
+pub fn shrink(seed: u64, disaster: bool, violation: &str) -> (Vec<String>, usize) {
+    let (shape, items) = parts(seed, disaster);
+    let all = items.len();
+    let lines = smallest(seed, shape, items, violation).into_iter().map(|item| {
         let (at, until) = (item.at as f64 / 1e6, item.until as f64 / 1e6);
         format!("{at:>10.3} ms to {until:>10.3} ms  {:?}", item.fault)
     });
     (lines.collect(), all)
 }
 
-fn smallest(seed: u64, violation: &str) -> Vec<Item> {
-    let shape = Shape::draw(seed, plan::KINDS);
-    let mut items = plan::draw(seed, &shape);
+fn smallest(seed: u64, shape: Shape, mut items: Vec<Item>, violation: &str) -> Vec<Item> {
     let kind = kind_of(violation).to_owned();
     let mut tries = 0;
     let mut chunk = items.len().div_ceil(2).max(1);

@@ -12,7 +12,7 @@ use crate::random::{Random, mix};
 use crate::shape::{MS, Shape};
 use crate::spy::Spy;
 use crate::transport::{SharedNet, SimTransport, lock};
-use quorate_consensus::{Incarnation, Mistake, RoleName, Slot, Whims};
+use quorate_consensus::{Ballot, Incarnation, Mistake, RoleName, Slot, Whims};
 use quorate_pmem_log::{End, MediumKind, Recovered, SyncSteps};
 use quorate_replica::Node;
 use std::cmp::Reverse;
@@ -116,6 +116,8 @@ pub(crate) struct World {
     /// Replicas that stand for election, by bit, and whether two did at once since the last leader.
     candidates: u64,
     duel: bool,
+    /// After a disaster too few can vote.
+    pub(crate) stalled: bool,
     /// Answers to a catch-up that held nothing, of processes that are gone.
     pub(crate) empty_answers: u64,
     /// Faults in force, for those that hit whoever led: whom they hit.
@@ -143,6 +145,7 @@ impl World {
             ambush: None,
             candidates: 0,
             duel: false,
+            stalled: false,
             empty_answers: 0,
             committed_before: vec![0; plan.len()],
             net: Arc::new(Mutex::new(net)),
@@ -524,13 +527,22 @@ impl World {
         let Some(subject) = self.places[node].subject() else { return Standing::default() };
         let core = subject.core;
         Standing {
-            deposed: core.role_is_leader() && self.leader() != Some(node),
+            deposed: core.role_is_leader() && self.is_deposed(node, core.ballot()),
             behind: core.applied_slot().0 < self.checks.committed,
         }
     }
 
+    fn is_deposed(&self, node: usize, ballot: Ballot) -> bool {
+        let others = self.places.iter().filter(|place| place.index != node);
+        let mut cores = others.filter_map(Place::subject);
+        cores.any(|subject| subject.core.promised() > ballot)
+    }
+
     /// Lets the sync thread of a replica work, if there is work.
     fn schedule_sync(&mut self, node: usize) {
+        if !self.shape.profile.sync_thread {
+            return;
+        }
         let wait = self.random.exponential(self.shape.sync_mean) + self.places[node].stall;
         let now = self.now;
         let Some(process) = &mut self.places[node].process else { return };
@@ -616,6 +628,10 @@ impl World {
             Err(_) if medium.control().excuses() => {
                 if medium.control().is_dead() {
                     self.coverage.observe(Row::F62);
+                }
+                if let Some(row) = medium.control().died_in() {
+                    self.coverage.inject(row);
+                    self.places[node].died_of.push(row);
                 }
                 let again = medium.after_crash(Survival::Subset, &mut self.random);
                 again.control().set_full(medium.control().is_full());

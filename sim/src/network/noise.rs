@@ -135,7 +135,12 @@ impl Net {
     ///
     /// # Errors
     /// As a full queue.
-    pub(crate) fn accept(&mut self, node: usize, to: usize, message: &Bytes) -> Result<(), PostError> {
+    pub(crate) fn accept(
+        &mut self,
+        node: usize,
+        to: usize,
+        message: &Bytes,
+    ) -> Result<(), PostError> {
         if self.refused[node].is_some() && self.refused[node] == message.get(KIND).copied() {
             self.refused[node] = None;
             self.coverage.observe(Row::F08);
