@@ -221,6 +221,10 @@ fn draw_whims(random: &mut Random) -> [u64; Point::ALL.len()] {
     let mut rates = std::array::from_fn(&mut rate);
     // Every new segment is memory of the run, and half-open windows are the rule with one slot.
     rates[Point::EarlyRoll as usize] *= 20;
+    // What is hardly ever asked for is shortened whenever it is.
+    for point in [Point::ShortValues, Point::ShortCatchUp, Point::ShortReplay] {
+        rates[point as usize] = rates[point as usize].min(2);
+    }
     rates
 }
 
