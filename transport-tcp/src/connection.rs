@@ -107,6 +107,11 @@ impl Connection {
         self.push(&header, &[message], statistics);
     }
 
+    pub(crate) fn send_aside(&mut self, word: Bytes, statistics: &mut Statistics) {
+        let header = self.header(Kind::Aside, RegionId(0), 0, word.len(), 0);
+        self.push(&header, &[word], statistics);
+    }
+
     fn header(
         &self,
         kind: Kind,
@@ -167,9 +172,10 @@ impl Connection {
         &mut self,
         regions: &mut RegionTable,
         events: &mut Vec<Event>,
+        asides: &mut Vec<(NodeId, Bytes)>,
         statistics: &mut Statistics,
     ) -> Result<(), ReceiveError> {
-        let mut around = Surroundings { regions, events, statistics, sent: self.sent };
+        let mut around = Surroundings { regions, events, statistics, asides, sent: self.sent };
         let thorough = self.fresh || self.read_closed || self.broken.is_some();
         self.readable = self.receiver.receive(&mut self.stream, thorough, &mut around)?;
         self.fresh &= self.readable;

@@ -62,10 +62,15 @@ pub fn receive(
     events: &mut Vec<Event>,
 ) -> Result<(u64, u64), String> {
     let mut receiver = Receiver::new(peer, lane, life);
-    let mut statistics = Statistics::default();
+    let (mut statistics, mut asides) = (Statistics::default(), Vec::new());
     while !stream.bytes.is_empty() {
-        let mut around =
-            Surroundings { regions, events, statistics: &mut statistics, sent: u64::MAX / 2 };
+        let mut around = Surroundings {
+            regions,
+            events,
+            statistics: &mut statistics,
+            asides: &mut asides,
+            sent: u64::MAX / 2,
+        };
         let received = receiver.receive(&mut stream, false, &mut around);
         received.map_err(|error| error.to_string())?;
     }

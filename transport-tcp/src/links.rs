@@ -30,7 +30,9 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) const WAKER_TOKEN: Token = Token(0);
 pub(crate) const LISTENER_TOKEN: Token = Token(1);
-const LANE_TOKENS: usize = 2;
+/// Descriptors that others read.
+pub(crate) const WATCHED_TOKEN: Token = Token(2);
+const LANE_TOKENS: usize = 3;
 /// Above those of all lanes of all 65535 replicas.
 const PENDING_TOKENS: usize = 1 << 20;
 

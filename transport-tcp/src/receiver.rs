@@ -1,7 +1,7 @@
 //! What arrives on one connection: frames, and the way of their payloads into regions.
 
 use crate::Statistics;
-use crate::wire::{HEADER_BYTES, Header, HeaderError, Kind, REASON_BYTES_MAX};
+use crate::wire::{ASIDE_BYTES_MAX, HEADER_BYTES, Header, HeaderError, Kind, REASON_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
 use quorate_consensus::{Incarnation, NodeId};
 use quorate_transport::codec::MESSAGE_BYTES_MAX;
@@ -52,6 +52,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) regions: &'a mut RegionTable,
     pub(crate) events: &'a mut Vec<Event>,
     pub(crate) statistics: &'a mut Statistics,
+    /// Words beside the writes, in the order they came in.
+    pub(crate) asides: &'a mut Vec<(NodeId, Bytes)>,
     /// How many writes this end sent on the lane.
     pub(crate) sent: u64,
 }
@@ -82,6 +84,7 @@ enum Current {
     Write { region: RegionId, offset: u64, rest: usize },
     Message { bytes: BytesMut, filled: usize },
     Goodbye { bytes: BytesMut, filled: usize },
+    Aside { bytes: BytesMut, filled: usize },
 }
 
 impl Receiver {
@@ -165,11 +168,17 @@ impl Receiver {
             }
             // The gate stands before every read: nothing lands after a fence.
             Some(Current::Write { region, offset, rest }) => {
-                regions.admit(self.peer, *region, *offset, *rest)?
+                match regions.admit(self.peer, *region, *offset, *rest) {
+                    // Others write there too: by way of the buffer, and no reference to it.
+                    Err(WriteRefused::Lent(_)) => &mut [],
+                    admitted => admitted?,
+                }
             }
-            Some(Current::Message { bytes, filled } | Current::Goodbye { bytes, filled }) => {
-                &mut bytes[*filled..]
-            }
+            Some(
+                Current::Message { bytes, filled }
+                | Current::Goodbye { bytes, filled }
+                | Current::Aside { bytes, filled },
+            ) => &mut bytes[*filled..],
         };
         let (rest, asked) = (target.len(), target.len() + staging.len());
         let length =
@@ -187,9 +196,11 @@ impl Receiver {
                 *offset += length as u64;
                 *rest -= length;
             }
-            Some(Current::Message { filled, .. } | Current::Goodbye { filled, .. }) => {
-                *filled += length;
-            }
+            Some(
+                Current::Message { filled, .. }
+                | Current::Goodbye { filled, .. }
+                | Current::Aside { filled, .. },
+            ) => *filled += length,
             None => {}
         }
     }
@@ -230,7 +241,7 @@ impl Receiver {
         match (header.kind, self.lane) {
             (Kind::Write, Lane::Data) => {
                 self.count(header.number)?;
-                around.regions.admit(self.peer, header.region, header.offset, length)?;
+                around.regions.check(self.peer, header.region, header.offset, length)?;
                 let (region, offset, rest) = (header.region, header.offset, length);
                 self.current = Some(Current::Write { region, offset, rest });
             }
@@ -245,6 +256,11 @@ impl Receiver {
                 bounded(REASON_BYTES_MAX)?;
                 let bytes = BytesMut::zeroed(length);
                 self.current = Some(Current::Goodbye { bytes, filled: 0 });
+            }
+            (Kind::Aside, Lane::Data) => {
+                bounded(ASIDE_BYTES_MAX)?;
+                let bytes = BytesMut::zeroed(length);
+                self.current = Some(Current::Aside { bytes, filled: 0 });
             }
             (kind, _) => return Err(ReceiveError::WrongLane(kind)),
         }
@@ -275,17 +291,25 @@ impl Receiver {
 
     /// Moves what the staging buffer has of the current payload to where it belongs.
     fn fill(&mut self, regions: &mut RegionTable) -> Result<(), ReceiveError> {
-        let target = match &mut self.current {
+        let staged = &self.staging[self.start..self.end];
+        let length = match &mut self.current {
             Some(Current::Write { region, offset, rest }) => {
-                regions.admit(self.peer, *region, *offset, *rest)?
+                let length = staged.len().min(*rest);
+                regions.land(self.peer, *region, *offset, &staged[..length])?;
+                length
             }
-            Some(Current::Message { bytes, filled } | Current::Goodbye { bytes, filled }) => {
-                &mut bytes[*filled..]
+            Some(
+                Current::Message { bytes, filled }
+                | Current::Goodbye { bytes, filled }
+                | Current::Aside { bytes, filled },
+            ) => {
+                let target = &mut bytes[*filled..];
+                let length = staged.len().min(target.len());
+                target[..length].copy_from_slice(&staged[..length]);
+                length
             }
             None => return Ok(()),
         };
-        let length = target.len().min(self.end - self.start);
-        target[..length].copy_from_slice(&self.staging[self.start..self.start + length]);
         self.start += length;
         self.landed(length);
         Ok(())
@@ -310,6 +334,9 @@ impl Receiver {
             }
             Some(Current::Goodbye { bytes, filled }) if filled == bytes.len() => {
                 return Err(ReceiveError::Goodbye(printable(&bytes)));
+            }
+            Some(Current::Aside { bytes, filled }) if filled == bytes.len() => {
+                around.asides.push((self.peer, bytes.freeze()));
             }
             unfinished => {
                 self.current = unfinished;

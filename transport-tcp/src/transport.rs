@@ -1,24 +1,26 @@
 //! [`TcpTransport`]: the contract over sockets.
 
 use crate::lane::{Address, Dial, LANES, Peer};
-use crate::links::{LISTENER_TOKEN, Pending, WAKER_TOKEN, token_lane};
+use crate::links::{LISTENER_TOKEN, Pending, WAKER_TOKEN, WATCHED_TOKEN, token_lane};
 use crate::queue::SEND_QUEUE_BYTES_MAX;
 use crate::resolver::Resolver;
-use crate::wire::HEADER_BYTES;
+use crate::wire::{ASIDE_BYTES_MAX, HEADER_BYTES};
 use crate::{BindError, Statistics, TcpOptions};
 use bytes::Bytes;
 use mio::net::TcpListener;
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll};
 use quorate_consensus::NodeId;
 use quorate_transport::codec::MESSAGE_BYTES_MAX;
 use quorate_transport::integrity::Randomness;
-use quorate_transport::region::RegionTable;
+use quorate_transport::region::{LentMemory, RegionTable};
 use quorate_transport::{
     Event, Lane, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
 };
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,10 @@ pub struct TcpTransport {
     pub(crate) next_pending: usize,
     /// For the end of this poll, or the beginning of the next.
     pub(crate) events: Vec<Event>,
+    /// Words beside the writes of data lanes, until somebody takes them.
+    asides: Vec<(NodeId, Bytes)>,
+    /// Whether anybody does.
+    asides_wanted: bool,
     pub(crate) random: Randomness,
     pub(crate) resolver: Option<Resolver>,
     pub(crate) serial: u64,
@@ -91,6 +97,8 @@ impl TcpTransport {
             pending: Vec::new(),
             next_pending: 0,
             events: Vec::new(),
+            asides: Vec::new(),
+            asides_wanted: false,
             // Nonces have to differ from life to life; they are no secrets.
             random: Randomness::new(RandomState::new().hash_one(local)),
             resolver: None,
@@ -130,6 +138,67 @@ impl TcpTransport {
         self.statistics
     }
 
+    /// As `register`, with memory of the caller's that others write as well; bytes that come over a
+    /// socket are copied there.
+    ///
+    /// # Errors
+    /// [`RegionError::Exists`].
+    pub fn lend(
+        &mut self,
+        region: RegionId,
+        memory: Arc<dyn LentMemory>,
+    ) -> Result<(), RegionError> {
+        self.regions.lend(region, memory)
+    }
+
+    /// Wakes `park` when `source` is readable, each time anew once it was not. What it says is the
+    /// caller's to read. It ends with the source's last descriptor.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn watch(&self, source: &impl AsRawFd) -> io::Result<()> {
+        let fd = source.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&fd), WATCHED_TOKEN, Interest::READABLE)
+    }
+
+    /// Says something beside the writes of the data lane, in order with them, to what is built on it
+    /// at the other end: up to 64 KiB. An end without anything built on it ignores it.
+    ///
+    /// # Errors
+    /// [`PostError`]; then nothing was posted.
+    pub fn send_aside(&mut self, peer: NodeId, word: Bytes) -> Result<(), PostError> {
+        let place = self.place(peer).ok_or(PostError::Unknown(peer))?;
+        let length = word.len();
+        if length > ASIDE_BYTES_MAX {
+            return Err(PostError::TooLarge { length, limit: ASIDE_BYTES_MAX });
+        }
+        let connection = &mut self.peers[place].lane(Lane::Data).connection;
+        match connection.as_mut().filter(|connection| connection.broken.is_none()) {
+            None => Err(PostError::Down(peer)),
+            Some(connection) if !connection.has_room(length, 1) => Err(PostError::Full(peer)),
+            Some(connection) => {
+                connection.send_aside(word, &mut self.statistics);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what the other ends said beside their writes. From the first call on it is kept for the
+    /// next one; before that it is dropped.
+    pub fn take_asides(&mut self, into: &mut Vec<(NodeId, Bytes)>) {
+        self.asides_wanted = true;
+        into.append(&mut self.asides);
+    }
+
+    /// As [`Transport::reset`], for one of the two lanes.
+    pub fn reset_lane(&mut self, peer: NodeId, lane: Lane, reason: &str) {
+        let Some(place) = self.place(peer) else { return };
+        let slot = self.peers[place].lane(lane);
+        if slot.connection.is_some() || slot.ready.is_some() {
+            self.drop_lane(place, lane, reason, true);
+        }
+    }
+
     pub(crate) fn place(&self, peer: NodeId) -> Option<usize> {
         self.peers.iter().position(|entry| entry.id == peer)
     }
@@ -160,6 +229,8 @@ impl TcpTransport {
                     // Perhaps the resolver.
                     self.unsettled |= self.resolver.is_some();
                 }
+                // Whoever watches it asks itself.
+                WATCHED_TOKEN => {}
                 LISTENER_TOKEN => {
                     self.accept_ready = true;
                     self.unsettled = true;
@@ -198,7 +269,8 @@ impl TcpTransport {
             connection.acknowledge(false, &mut self.statistics);
             return;
         }
-        let received = connection.receive(&mut self.regions, events, &mut self.statistics);
+        let asides = &mut self.asides;
+        let received = connection.receive(&mut self.regions, events, asides, &mut self.statistics);
         let broken = connection.broken.take();
         match (received, broken) {
             (Ok(()), None) => {}
@@ -345,6 +417,9 @@ impl Transport for TcpTransport {
                 self.poll_lane(place, lane, events);
             }
         }
+        if !self.asides_wanted {
+            self.asides.clear();
+        }
         events.append(&mut self.events);
     }
 
@@ -374,12 +449,8 @@ impl Transport for TcpTransport {
     }
 
     fn reset(&mut self, peer: NodeId, reason: &str) {
-        let Some(place) = self.place(peer) else { return };
         for lane in LANES {
-            let slot = self.peers[place].lane(lane);
-            if slot.connection.is_some() || slot.ready.is_some() {
-                self.drop_lane(place, lane, reason, true);
-            }
+            self.reset_lane(peer, lane, reason);
         }
     }
 

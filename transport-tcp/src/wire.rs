@@ -8,6 +8,8 @@ use quorate_transport::{Lane, RegionId};
 pub(crate) const HELLO_BYTES: usize = 64;
 /// Reasons on the wire are cut to this many bytes.
 pub(crate) const REASON_BYTES_MAX: usize = 400;
+/// An aside has at most this many bytes.
+pub(crate) const ASIDE_BYTES_MAX: usize = 64 << 10;
 /// Each frame starts with so many bytes.
 pub(crate) const HEADER_BYTES: usize = 48;
 
@@ -107,6 +109,8 @@ pub(crate) enum Kind {
     Ack,
     /// Why the sender closes the connection now.
     Goodbye,
+    /// A word beside the writes of a data lane, for whatever is built on it; not numbered.
+    Aside,
 }
 
 /// What stands before the payload of a frame.
@@ -146,6 +150,7 @@ impl Header {
             Kind::Message => 2,
             Kind::Ack => 3,
             Kind::Goodbye => 4,
+            Kind::Aside => 5,
         };
         bytes[4..8].copy_from_slice(&self.length.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.region.0.to_le_bytes());
@@ -172,6 +177,7 @@ impl Header {
             2 => Kind::Message,
             3 => Kind::Ack,
             4 => Kind::Goodbye,
+            5 => Kind::Aside,
             other => return Err(HeaderError::Kind(other)),
         };
         Ok(Self {

@@ -3,6 +3,8 @@
 use crate::{RegionError, RegionId};
 use quorate_consensus::NodeId;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 /// The largest region that [`RegionTable::register`] gives out: 16 GiB.
 pub const REGION_BYTES_MAX: usize = 16 << 30;
@@ -14,9 +16,31 @@ pub struct RegionTable {
     regions: BTreeMap<RegionId, Region>,
 }
 
+/// Memory that somebody else gave out, and that others than the table's owner may write as well: a
+/// network card, say. It is copied into and out of, and never referred to.
+pub trait LentMemory: fmt::Debug + Send + Sync {
+    /// In bytes.
+    fn length(&self) -> usize;
+
+    /// Copies bytes in. The range is inside.
+    fn copy_in(&self, offset: usize, from: &[u8]);
+
+    /// Copies bytes out, in whatever mixture they are at the moment. The range is inside.
+    fn copy_out(&self, offset: usize, into: &mut [u8]);
+
+    /// Loads an aligned little-endian word with acquire ordering. It is inside.
+    fn load(&self, offset: usize) -> u64;
+}
+
+#[derive(Debug)]
+enum Memory {
+    Own(Vec<u8>),
+    Lent(Arc<dyn LentMemory>),
+}
+
 #[derive(Debug)]
 struct Region {
-    bytes: Vec<u8>,
+    memory: Memory,
     /// Sorted.
     grants: Vec<NodeId>,
 }
@@ -30,6 +54,9 @@ pub enum WriteRefused {
     /// The peer holds no grant for it.
     #[error("a write to region {0:?}, which is not granted to the writer")]
     NotGranted(RegionId),
+    /// The memory was lent: [`RegionTable::land`] writes there.
+    #[error("region {0:?} is lent memory, which is not written in place")]
+    Lent(RegionId),
     /// The range is not inside the region.
     #[error("a write of {length} bytes at {offset} of region {region:?}, which has {size}")]
     OutOfRange {
@@ -60,7 +87,23 @@ impl RegionTable {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(length).map_err(|error| refuse(error.to_string()))?;
         bytes.resize(length, 0);
-        self.regions.insert(region, Region { bytes, grants: Vec::new() });
+        self.regions.insert(region, Region { memory: Memory::Own(bytes), grants: Vec::new() });
+        Ok(())
+    }
+
+    /// As [`Self::register`], with memory that is there already and that others write as well.
+    ///
+    /// # Errors
+    /// [`RegionError::Exists`].
+    pub fn lend(
+        &mut self,
+        region: RegionId,
+        memory: Arc<dyn LentMemory>,
+    ) -> Result<(), RegionError> {
+        if self.regions.contains_key(&region) {
+            return Err(RegionError::Exists(region));
+        }
+        self.regions.insert(region, Region { memory: Memory::Lent(memory), grants: Vec::new() });
         Ok(())
     }
 
@@ -94,7 +137,10 @@ impl RegionTable {
     /// # Panics
     /// If the range is not inside the region: an error of the caller.
     pub fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
-        into.copy_from_slice(&self.bytes(region)[offset..offset + into.len()]);
+        match self.memory(region) {
+            Memory::Own(bytes) => into.copy_from_slice(&bytes[offset..offset + into.len()]),
+            Memory::Lent(memory) => memory.copy_out(offset, into),
+        }
     }
 
     /// See [`crate::Transport::load`].
@@ -104,11 +150,14 @@ impl RegionTable {
     #[must_use]
     pub fn load(&self, region: RegionId, offset: usize) -> u64 {
         assert!(offset.is_multiple_of(8), "a word of a region is loaded from a multiple of 8");
-        crate::integrity::word64(self.bytes(region), offset)
+        match self.memory(region) {
+            Memory::Own(bytes) => crate::integrity::word64(bytes, offset),
+            Memory::Lent(memory) => memory.load(offset),
+        }
     }
 
-    fn bytes(&self, region: RegionId) -> &[u8] {
-        &self.regions.get(&region).expect("the caller reads regions that it registered").bytes
+    fn memory(&self, region: RegionId) -> &Memory {
+        &self.regions.get(&region).expect("the caller reads regions that it registered").memory
     }
 
     /// The memory that a write of `peer` goes to: the gate that every remote write passes.
@@ -122,24 +171,72 @@ impl RegionTable {
         offset: u64,
         length: usize,
     ) -> Result<&mut [u8], WriteRefused> {
+        let (memory, start) = self.gate(peer, region, offset, length)?;
+        match memory {
+            Memory::Own(bytes) => Ok(&mut bytes[start..start + length]),
+            Memory::Lent(_) => Err(WriteRefused::Lent(region)),
+        }
+    }
+
+    /// Whether a write of `peer` would be let through.
+    ///
+    /// # Errors
+    /// [`WriteRefused`]: the lane that carried the write is to be dropped.
+    pub fn check(
+        &mut self,
+        peer: NodeId,
+        region: RegionId,
+        offset: u64,
+        length: usize,
+    ) -> Result<(), WriteRefused> {
+        self.gate(peer, region, offset, length).map(|_| ())
+    }
+
+    /// Lets a write of `peer` land, in memory of either kind.
+    ///
+    /// # Errors
+    /// [`WriteRefused`]: the lane that carried the write is to be dropped.
+    pub fn land(
+        &mut self,
+        peer: NodeId,
+        region: RegionId,
+        offset: u64,
+        from: &[u8],
+    ) -> Result<(), WriteRefused> {
+        let (memory, start) = self.gate(peer, region, offset, from.len())?;
+        match memory {
+            Memory::Own(bytes) => bytes[start..start + from.len()].copy_from_slice(from),
+            Memory::Lent(memory) => memory.copy_in(start, from),
+        }
+        Ok(())
+    }
+
+    fn gate(
+        &mut self,
+        peer: NodeId,
+        region: RegionId,
+        offset: u64,
+        length: usize,
+    ) -> Result<(&mut Memory, usize), WriteRefused> {
         let entry = self.regions.get_mut(&region).ok_or(WriteRefused::Missing(region))?;
         if entry.grants.binary_search(&peer).is_err() {
             return Err(WriteRefused::NotGranted(region));
         }
-        let size = entry.bytes.len();
-        usize::try_from(offset)
-            .ok()
-            .and_then(|start| Some(start..start.checked_add(length)?))
-            .and_then(|range| entry.bytes.get_mut(range))
+        let size = match &entry.memory {
+            Memory::Own(bytes) => bytes.len(),
+            Memory::Lent(memory) => memory.length(),
+        };
+        let start = usize::try_from(offset).ok();
+        start
+            .filter(|start| start.checked_add(length).is_some_and(|end| end <= size))
+            .map(|start| (&mut entry.memory, start))
             .ok_or(WriteRefused::OutOfRange { region, offset, length, size })
     }
 
     /// Writes past the gate. Only fault injection has a use for it.
     pub(crate) fn scribble(&mut self, region: RegionId, offset: usize, bytes: &[u8]) {
-        let target = self
-            .regions
-            .get_mut(&region)
-            .and_then(|entry| entry.bytes.get_mut(offset..offset + bytes.len()));
+        let target =
+            self.own(region).and_then(|memory| memory.get_mut(offset..offset + bytes.len()));
         if let Some(target) = target {
             target.copy_from_slice(bytes);
         }
@@ -147,9 +244,15 @@ impl RegionTable {
 
     /// Flips bits of one byte. Only fault injection has a use for it.
     pub(crate) fn flip(&mut self, region: RegionId, offset: usize, flip: u8) {
-        let bytes = self.regions.get_mut(&region).map(|entry| &mut entry.bytes);
-        if let Some(byte) = bytes.and_then(|bytes| bytes.get_mut(offset)) {
+        if let Some(byte) = self.own(region).and_then(|bytes| bytes.get_mut(offset)) {
             *byte ^= flip;
+        }
+    }
+
+    fn own(&mut self, region: RegionId) -> Option<&mut Vec<u8>> {
+        match &mut self.regions.get_mut(&region)?.memory {
+            Memory::Own(bytes) => Some(bytes),
+            Memory::Lent(_) => None,
         }
     }
 }

@@ -40,7 +40,9 @@ fn reason_after(
 fn absurd_frames_drop_the_lane_with_a_reason_and_the_endpoint_survives() {
     type Make = fn(Incarnation) -> Vec<u8>;
     let write = |header: Header, life| header.encode(life).to_vec();
-    let cases: [(Lane, Make, &str); 9] = [
+    let cases: [(Lane, Make, &str); 11] = [
+        (Lane::Control, |life| header(Kind::Aside, 8, 0).encode(life).to_vec(), "does not belong"),
+        (Lane::Data, |life| header(Kind::Aside, 65_537, 0).encode(life).to_vec(), "limit is 65536"),
         (Lane::Data, |_| vec![0xff; 100], "lost its framing"),
         (Lane::Data, |_| header(Kind::Write, 8, 1).encode(Incarnation(1)).to_vec(), "damaged"),
         (

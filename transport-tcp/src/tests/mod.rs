@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 mod adversity;
+mod built_on;
 mod streams;
 
 const A: NodeId = NodeId(1);

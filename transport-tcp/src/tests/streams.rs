@@ -70,8 +70,13 @@ fn receive(
     let mut receiver = Receiver::new(B, lane, LIFE);
     let (mut events, mut statistics) = (Vec::new(), Statistics::default());
     while !stream.bytes.is_empty() {
-        let mut around =
-            Surroundings { regions, events: &mut events, statistics: &mut statistics, sent: 0 };
+        let mut around = Surroundings {
+            regions,
+            events: &mut events,
+            statistics: &mut statistics,
+            asides: &mut Vec::new(),
+            sent: 0,
+        };
         if let Err(error) = receiver.receive(&mut stream, false, &mut around) {
             return (Err(error), events);
         }
@@ -115,6 +120,7 @@ fn a_write_that_arrives_over_many_polls_is_told_of_with_its_last_byte() {
             regions: &mut regions,
             events: &mut events,
             statistics: &mut statistics,
+            asides: &mut Vec::new(),
             sent: 0,
         };
         receiver.receive(&mut stream, false, &mut around).unwrap();
