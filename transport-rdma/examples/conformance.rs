@@ -1,0 +1,52 @@
+//! The conformance suite of all transports on a real device: `conformance [DEVICE] [PART]`.
+//! `PART` picks the scenarios whose names contain it.
+
+use quorate_consensus::NodeId;
+use quorate_ffi::verbs::Library;
+use quorate_transport::{Transport, conformance};
+use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, STALL};
+use quorate_transport_tcp::TcpOptions;
+use std::error::Error;
+use std::process::ExitCode;
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let device = arguments.next().filter(|name| name != "-");
+    let part = arguments.next().unwrap_or_default();
+    let library = Library::load()?;
+    let adapter = AdapterOptions { device, ..AdapterOptions::default() };
+    // One that cannot be made at all is told as it is.
+    drop(endpoints(&library, &adapter, 1)?);
+    let mut build = |count| {
+        let ends = endpoints(&library, &adapter, count).expect("the first one could be made");
+        ends.into_iter().map(|end| Box::new(end) as Box<dyn Transport>).collect()
+    };
+    let report = conformance::run_matching(&mut build, &part);
+    print!("{report}");
+    let failed = report.failures().count();
+    println!("{} passed, {failed} failed", report.cases.len() - failed);
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn endpoints(
+    library: &Library,
+    adapter: &AdapterOptions,
+    count: u16,
+) -> Result<Vec<RdmaTransport>, Box<dyn Error>> {
+    let ids: Vec<NodeId> = (1..=count).map(NodeId).collect();
+    let mut ends = Vec::new();
+    for local in ids.iter().copied() {
+        let peers = ids.iter().filter(|peer| **peer != local);
+        let peers = peers.map(|peer| (*peer, String::new())).collect();
+        let tcp = TcpOptions { local, listen: "127.0.0.1:0".parse()?, peers, cluster: 7 };
+        let options = RdmaOptions { tcp, adapter: adapter.clone(), stall: STALL };
+        ends.push(RdmaTransport::bind(library, options)?);
+    }
+    let addresses: Vec<String> = ends.iter().map(|end| end.local_addr().to_string()).collect();
+    for (end, local) in ends.iter_mut().zip(&ids) {
+        for (peer, address) in ids.iter().zip(&addresses).filter(|(peer, _)| *peer != local) {
+            end.set_peer_address(*peer, address)?;
+        }
+    }
+    Ok(ends)
+}

@@ -1,0 +1,200 @@
+//! The fence torture test: does anything land after a fence returned?
+//!
+//! A writer keeps several large writes under way into a region; the owner takes the right to write
+//! away, keeps a copy of the region as it is when the call returns, and looks again later. Any byte
+//! that changed landed too late. Deregistration has to show none; taking away a queue pair's access
+//! flags is the control that shows that the test can see one.
+
+use crate::{Adapter, AdapterOptions};
+use quorate_ffi::memory::SharedMemory;
+use quorate_ffi::verbs::{
+    Access, CompletionQueue, Destination, InitQueuePair, Library, MemoryRegion, Poster,
+    QueueDepths, QueuePair, Remote, Status, VerbsError,
+};
+use quorate_transport::integrity::Randomness;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Writes that are under way at once.
+const UNDER_WAY: usize = 6;
+/// The second look comes this much later.
+const LATER: Duration = Duration::from_millis(3);
+/// A round whose writer gets nowhere for so long is no round.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is tried as a fence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fence {
+    /// `ibv_dereg_mr`: what the transport uses.
+    Deregister,
+    /// `ibv_modify_qp` of the access flags: what some published systems use.
+    AccessFlags,
+}
+
+/// What so many rounds showed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// What was tried.
+    pub fence: Fence,
+    /// Bytes of a write.
+    pub bytes: usize,
+    /// Rounds in which the stream was running when the fence came.
+    pub rounds: u32,
+    /// Of these, those in which bytes changed after the fence had returned.
+    pub late: u32,
+    /// Those that the fence left with a part of a write.
+    pub torn: u32,
+    /// Those whose writer was told of the refusal.
+    pub refused: u32,
+}
+
+/// One end of a connection.
+struct End {
+    adapter: Adapter,
+    queue: CompletionQueue,
+}
+
+impl End {
+    fn new(library: &Library, options: &AdapterOptions) -> Result<Self, VerbsError> {
+        let adapter = Adapter::open(library, options)?;
+        let queue = adapter.device().completion_queue(64, None)?;
+        Ok(Self { adapter, queue })
+    }
+
+    fn pair(&self) -> Result<InitQueuePair, VerbsError> {
+        let depths = QueueDepths { sends: 32, receives: 1, pieces: 1, inline_bytes: 0 };
+        self.adapter.domain().queue_pair(&self.queue, depths)?.init(self.adapter.path()?)
+    }
+}
+
+/// Runs so many rounds with writes of so many bytes, on the device of `options`.
+///
+/// # Errors
+/// The device's: the test could not be run.
+pub fn run(
+    library: &Library,
+    options: &AdapterOptions,
+    fence: Fence,
+    bytes: usize,
+    rounds: u32,
+) -> Result<Finding, VerbsError> {
+    let mut finding = Finding { fence, bytes, rounds: 0, late: 0, torn: 0, refused: 0 };
+    let mut random = Randomness::new(0x5eed);
+    for _ in 0..rounds {
+        round(library, options, &mut finding, &mut random)?;
+    }
+    Ok(finding)
+}
+
+/// Where the writer writes, and what it is told to.
+struct Target<'a> {
+    to: Remote,
+    bytes: usize,
+    stop: &'a AtomicBool,
+    completed: &'a AtomicU64,
+}
+
+fn round(
+    library: &Library,
+    options: &AdapterOptions,
+    finding: &mut Finding,
+    random: &mut Randomness,
+) -> Result<(), VerbsError> {
+    let bytes = finding.bytes;
+    let (owner, writer) = (End::new(library, options)?, End::new(library, options)?);
+    let (owned, written) = (owner.pair()?, writer.pair()?);
+    let (psn_a, psn_b) = (random.word() as u32, random.word() as u32);
+    let (at_a, at_b): (Destination, Destination) =
+        (owned.destination(psn_a), written.destination(psn_b));
+    let mut owned = owned.ready_to_receive(&at_b)?.ready_to_send(psn_a)?;
+    let written = written.ready_to_receive(&at_a)?.ready_to_send(psn_b)?;
+    let memory = memory_of(bytes)?;
+    let region = owner.adapter.domain().register(&memory, Access::RemoteWrite)?;
+    let source = source_of(&writer, bytes)?;
+    let (stop, completed) = (AtomicBool::new(false), AtomicU64::new(0));
+    let to = Remote { address: memory.address(), key: region.remote_key() };
+    let target = Target { to, bytes, stop: &stop, completed: &completed };
+    let wait = 1 + random.below(6);
+    let refused = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| write(writer, written, &source, &target));
+        let deadline = Instant::now() + PATIENCE;
+        while completed.load(Ordering::Acquire) < wait && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let running = completed.load(Ordering::Acquire) >= wait;
+        // With access flags the region stays: it is not what is tried.
+        let mut region = Some(region);
+        let fenced = match finding.fence {
+            Fence::Deregister => region.take().map_or(Ok(()), MemoryRegion::deregister),
+            Fence::AccessFlags => owned.set_remote_access(false),
+        };
+        let before = copy(&memory);
+        std::thread::sleep(LATER);
+        let after = copy(&memory);
+        stop.store(true, Ordering::Release);
+        let refused = stream.join().unwrap_or(false);
+        fenced.map(|()| {
+            if running {
+                finding.rounds += 1;
+                finding.late += u32::from(before != after);
+                finding.torn += u32::from(before.iter().any(|byte| *byte != before[0]));
+            }
+            running && refused
+        })
+    })?;
+    finding.refused += u32::from(refused);
+    Ok(())
+}
+
+/// Keeps writes under way until one fails or it is told to stop; whether one was refused.
+fn write(writer: End, mut pair: QueuePair, source: &MemoryRegion, target: &Target<'_>) -> bool {
+    let End { adapter, mut queue } = writer;
+    let (mut poster, mut completions) = (Poster::new(), Vec::new());
+    let (mut posted, mut done) = (0u64, 0u64);
+    let mut refused = false;
+    while !target.stop.load(Ordering::Acquire) && !refused {
+        if posted - done < UNDER_WAY as u64 {
+            let piece = posted as usize % UNDER_WAY * target.bytes;
+            let mut chain = poster.begin();
+            chain.write(posted, target.to, &[source.source(piece, target.bytes)], None);
+            chain.signal_last();
+            if pair.post(chain).is_err() {
+                break;
+            }
+            posted += 1;
+        }
+        completions.clear();
+        if queue.poll(&mut completions).is_err() {
+            break;
+        }
+        for completion in &completions {
+            match completion.status {
+                Status::SUCCESS => done += 1,
+                _ => refused = true,
+            }
+        }
+        target.completed.store(done, Ordering::Release);
+    }
+    drop((pair, queue, adapter));
+    refused
+}
+
+fn memory_of(bytes: usize) -> Result<Arc<SharedMemory>, VerbsError> {
+    SharedMemory::new(bytes).map_err(|source| VerbsError::Register { length: bytes, source })
+}
+
+/// As many different writes as are under way at once, so that each changes every byte.
+fn source_of(writer: &End, bytes: usize) -> Result<MemoryRegion, VerbsError> {
+    let memory = memory_of(bytes * UNDER_WAY)?;
+    for place in 0..UNDER_WAY {
+        memory.copy_in(place * bytes, &vec![place as u8 + 1; bytes]);
+    }
+    writer.adapter.domain().register(&memory, Access::Source)
+}
+
+fn copy(memory: &SharedMemory) -> Vec<u8> {
+    let mut bytes = vec![0; memory.len()];
+    memory.copy_out(0, &mut bytes);
+    bytes
+}
