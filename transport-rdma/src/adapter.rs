@@ -74,9 +74,10 @@ impl Adapter {
     pub fn path(&self) -> Result<Path, VerbsError> {
         let gids = self.device.gids()?;
         let wanted = self.options.address.map(mapped);
-        let number = self.options.port.or_else(|| {
-            gids.iter().find(|gid| Some(gid.bytes) == wanted).map(|gid| gid.port)
-        });
+        let number = self
+            .options
+            .port
+            .or_else(|| gids.iter().find(|gid| Some(gid.bytes) == wanted).map(|gid| gid.port));
         let port = self.device.port(number.unwrap_or(1))?;
         if let PortState::Other(state) = port.state {
             let device = self.device.name().to_owned();
@@ -86,12 +87,7 @@ impl Adapter {
         Ok(Path { port, gid, timeout: TIMEOUT, retries: RETRIES })
     }
 
-    fn gid(
-        &self,
-        port: &Port,
-        gids: &[Gid],
-        wanted: Option<[u8; 16]>,
-    ) -> Result<Gid, VerbsError> {
+    fn gid(&self, port: &Port, gids: &[Gid], wanted: Option<[u8; 16]>) -> Result<Gid, VerbsError> {
         let of_port = || gids.iter().filter(|gid| gid.port == port.number);
         let found = match self.options.gid_index {
             Some(index) => of_port().find(|gid| gid.index == index),

@@ -194,12 +194,8 @@ impl Building {
 fn new_pair(adapter: &Adapter, queue: &CompletionQueue) -> Result<NewQueuePair, VerbsError> {
     let mut refused = None;
     for inline_bytes in INLINE_WISHES {
-        let depths = QueueDepths {
-            sends: SEND_DEPTH,
-            receives: BELLS,
-            pieces: PIECES as u32,
-            inline_bytes,
-        };
+        let depths =
+            QueueDepths { sends: SEND_DEPTH, receives: BELLS, pieces: PIECES as u32, inline_bytes };
         match adapter.domain().queue_pair(queue, depths) {
             Ok(pair) => return Ok(pair),
             Err(error) => refused = refused.or(Some(error)),

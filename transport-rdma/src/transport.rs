@@ -460,9 +460,8 @@ impl RdmaTransport {
             let device = self.adapter.device().name().to_owned();
             match event {
                 AsyncEvent::QueuePair(number, words) => {
-                    let hit = |peer: &Peer| {
-                        peer.link().is_some_and(|link| link.pair_number() == number)
-                    };
+                    let hit =
+                        |peer: &Peer| peer.link().is_some_and(|link| link.pair_number() == number);
                     if let Some(place) = self.peers.iter().position(hit) {
                         let reason = format!("the connection failed: {words}");
                         self.fail(place, &Failure { reason, unreachable: false });

@@ -65,7 +65,7 @@ fn writes_land_in_lent_memory_and_stay_within_it() {
     assert_eq!(b.transport.lend(REGION, memory.clone()), Err(RegionError::Exists(REGION)));
     b.transport.grant(REGION, A).unwrap();
     let bytes = Bytes::from((0..250_000u32).map(|at| (at % 251) as u8).collect::<Vec<_>>());
-    a.transport.write(B, REGION, 80, &[bytes.clone()]).unwrap();
+    a.transport.write(B, REGION, 80, std::slice::from_ref(&bytes)).unwrap();
     until("all of it landed", || {
         a.turn();
         b.turn();
