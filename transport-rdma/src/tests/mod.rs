@@ -1,12 +1,99 @@
 use crate::{AdapterOptions, RdmaOptions, RdmaTransport, STALL};
+use bytes::Bytes;
 use quorate_consensus::NodeId;
 use quorate_ffi::fake::Fabric;
-use quorate_transport::{Event, Lane, Transport, conformance};
+use quorate_transport::{Event, Lane, RegionId, Transport, conformance};
 use quorate_transport_tcp::TcpOptions;
 use std::time::{Duration, Instant};
 
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
+const REGION: RegionId = RegionId(1);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+mod lanes;
+mod sleep;
+
+/// A transport and everything that it said.
+struct Running {
+    transport: RdmaTransport,
+    events: Vec<Event>,
+}
+
+impl Running {
+    fn turn(&mut self) {
+        self.transport.flush();
+        self.transport.poll(&mut self.events);
+    }
+
+    fn last_down(&self) -> Option<&str> {
+        self.events.iter().rev().find_map(|event| match event {
+            Event::LinkDown { lane: Lane::Data, reason, .. } => Some(reason.as_str()),
+            _ => None,
+        })
+    }
+
+    fn carrier(&self, peer: NodeId) -> &'static str {
+        let status = self.transport.status(peer);
+        if status.data_up { status.carrier } else { "none" }
+    }
+}
+
+/// Two ends, each with a region that the other may write.
+struct Pair {
+    fabric: &'static Fabric,
+    a: Running,
+    b: Running,
+}
+
+impl Pair {
+    fn new(fabric: &'static Fabric) -> Self {
+        let mut ends = endpoints(fabric, 2).into_iter().map(|mut transport| {
+            let peer = transport.peers()[0];
+            transport.register(REGION, 1 << 20).unwrap();
+            transport.grant(REGION, peer).unwrap();
+            Running { transport, events: Vec::new() }
+        });
+        let (a, b) = (ends.next().unwrap(), ends.next().unwrap());
+        Self { fabric, a, b }
+    }
+
+    fn carried_by(fabric: &'static Fabric, carrier: &str) -> Self {
+        let mut pair = Self::new(fabric);
+        pair.until_carried_by(carrier);
+        pair
+    }
+
+    fn turn(&mut self) {
+        self.a.turn();
+        self.b.turn();
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !done(self) {
+            let status = (self.a.transport.status(B), self.b.transport.status(A));
+            assert!(Instant::now() < deadline, "it never came to pass that {what}: {status:?}");
+            self.turn();
+        }
+    }
+
+    fn until_carried_by(&mut self, carrier: &str) {
+        self.until(&format!("{carrier} carries the lane"), |pair| {
+            pair.a.carrier(B) == carrier && pair.b.carrier(A) == carrier
+        });
+    }
+
+    /// Writes a word at each end and waits until both arrived.
+    fn exchange(&mut self, number: u64) {
+        let word = Bytes::from(number.to_le_bytes().to_vec());
+        self.a.transport.write(B, REGION, 8, std::slice::from_ref(&word)).unwrap();
+        self.b.transport.write(A, REGION, 8, &[word]).unwrap();
+        self.until("both words arrived", |pair| {
+            pair.a.transport.load(REGION, 8) == number && pair.b.transport.load(REGION, 8) == number
+        });
+    }
+}
 
 fn options(fabric: &Fabric, local: NodeId, peers: &[NodeId]) -> RdmaOptions {
     let peers = peers.iter().map(|peer| (*peer, String::new())).collect();
