@@ -1,0 +1,321 @@
+//! A cluster of three replicas on three hosts, clients outside, and what happens to hosts and network.
+
+use crate::shared::client::{Client, Reply};
+use crate::shared::history::Clients;
+use crate::{AGENT, CLIENT_PORT, PATIENCE};
+use anyhow::{Context, Result, bail, ensure};
+use quorate_check::{History, Kv, Limits, check};
+use quorate_server::admin;
+use quorate_server::config::{
+    ClientConfig, Config, LimitConfig, MemberConfig, ReplicaConfig, TimerConfig,
+};
+use quorate_server::report::Report;
+use quorate_soft_roce::{Fault, Host, Lab, Program, Running, Traffic};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const PEER_PORT: u16 = 7101;
+const CLIENTS: usize = 10;
+/// Between two operations of a client, on average.
+const PACE: Duration = Duration::from_millis(10);
+
+/// Replicas on all hosts of a lab. Dropping it ends them; their data stays until the lab ends.
+struct Cluster<'a> {
+    lab: &'a Lab,
+    name: String,
+    running: BTreeMap<u16, Running>,
+}
+
+/// The server: the one that `QUORATE_BIN` names, or the one beside the agent.
+fn server() -> Result<PathBuf> {
+    let beside = || PathBuf::from(AGENT).with_file_name("quorate");
+    let path = std::env::var_os("QUORATE_BIN").map_or_else(beside, PathBuf::from);
+    ensure!(path.exists(), "no {}: run cargo build -p quorate-server first", path.display());
+    Ok(std::path::absolute(path)?)
+}
+
+impl<'a> Cluster<'a> {
+    fn start(lab: &'a Lab, transport: &str, durability: &str) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{transport}-{durability}-{number}");
+        let mut cluster = Self { lab, name, running: BTreeMap::new() };
+        for host in lab.hosts() {
+            let config = cluster.config(host.number(), transport, durability);
+            let file = lab.share().join(cluster.file(host.number(), "toml"));
+            std::fs::write(file, toml::to_string(&config)?)?;
+            cluster.start_replica(host.number())?;
+        }
+        cluster.leader();
+        Ok(cluster)
+    }
+
+    fn file(&self, number: u16, extension: &str) -> String {
+        format!("{}-{number}.{extension}", self.name)
+    }
+
+    fn config(&self, number: u16, transport: &str, durability: &str) -> Config {
+        let place = if durability == "dax" { "pmem" } else { "disk" };
+        let members = self.lab.hosts().iter().map(|host| MemberConfig {
+            node: host.number(),
+            peer: format!("{}:{PEER_PORT}", host.address()),
+            client: format!("{}:{CLIENT_PORT}", host.address()),
+        });
+        Config {
+            replica: ReplicaConfig {
+                node: number,
+                directory: format!("/quorate/{place}/{}", self.name).into(),
+                durability: durability.into(),
+                transport: transport.into(),
+                listen_peer: None,
+                spin_us: 0,
+                segment_bytes: 16 << 20,
+            },
+            members: members.collect(),
+            client: ClientConfig {
+                // Clients come over an interface of their own.
+                listen: Some(format!("0.0.0.0:{CLIENT_PORT}")),
+                value_bytes_max: 1 << 20,
+                threads: 1,
+                ..ClientConfig::default()
+            },
+            metrics: Default::default(),
+            // Machines pause for long when this one is busy.
+            timers: TimerConfig {
+                heartbeat_ms: 100,
+                election_timeout_min_ms: 1_000,
+                election_timeout_max_ms: 2_000,
+                ..TimerConfig::default()
+            },
+            limits: LimitConfig { ring_bytes: 4 << 20, ..LimitConfig::default() },
+        }
+    }
+
+    fn start_replica(&mut self, number: u16) -> Result<()> {
+        let line = format!(
+            "exec '{}' serve --config /quorate/share/{} >>/quorate/share/{} 2>&1",
+            server()?.display(),
+            self.file(number, "toml"),
+            self.file(number, "log"),
+        );
+        self.running.insert(number, self.lab.host(number).spawn(&Program::shell(line))?);
+        Ok(())
+    }
+
+    fn address(&self, number: u16) -> String {
+        self.lab.host(number).forwarded(CLIENT_PORT).to_string()
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.lab.hosts().iter().map(|host| self.address(host.number())).collect()
+    }
+
+    fn report(&self, number: u16) -> Option<Report> {
+        admin::status(&self.address(number)).ok()
+    }
+
+    fn wait<T>(&self, what: &str, poll: impl FnMut() -> Option<T>) -> T {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            crate::wait_for(what, PATIENCE, poll)
+        }));
+        result.unwrap_or_else(|panic| {
+            for host in self.lab.hosts() {
+                let log = self.lab.share().join(self.file(host.number(), "log"));
+                let text = std::fs::read_to_string(log).unwrap_or_default();
+                let lines: Vec<_> = text.lines().collect();
+                let end = lines[lines.len().saturating_sub(30)..].join("\n");
+                eprintln!("host {}: {:?}\n{end}", host.number(), self.report(host.number()));
+            }
+            std::panic::resume_unwind(panic)
+        })
+    }
+
+    /// Who leads, with a majority behind it: it has just answered a write.
+    fn leader(&self) -> u16 {
+        self.wait("a leader", || {
+            let leader = self.lab.hosts().iter().map(Host::number).find(|number| {
+                self.report(*number).is_some_and(|report| report.role == "leader")
+            })?;
+            let mut client = Client::new(&self.address(leader));
+            client.words("SET leader known").is_ok().then_some(leader)
+        })
+    }
+
+    fn follower(&self) -> u16 {
+        let leader = self.leader();
+        self.lab.hosts().iter().map(Host::number).find(|number| *number != leader).unwrap_or(1)
+    }
+
+    /// Waits until all replicas applied the same and agree on what it was.
+    fn converged(&self) {
+        self.wait("agreement of all replicas", || {
+            let reports: Vec<_> =
+                self.lab.hosts().iter().map(|host| self.report(host.number())).collect();
+            let reports: Option<Vec<_>> = reports.into_iter().collect();
+            let reports = reports?;
+            let first = &reports[0];
+            let equal = |report: &Report| report.applied_slot == first.applied_slot;
+            reports.iter().all(equal).then(|| {
+                assert!(reports.iter().all(|report| report.digest == first.digest), "{reports:?}");
+            })
+        });
+    }
+
+    /// Cuts the power of a host.
+    fn kill(&mut self, number: u16) {
+        self.lab.host(number).kill();
+        self.running.remove(&number);
+    }
+
+    /// Gives it power again, and starts its replica.
+    fn revive(&mut self, number: u16) -> Result<()> {
+        self.lab.restart(number)?;
+        self.start_replica(number)?;
+        self.wait("the restarted replica", || self.report(number));
+        Ok(())
+    }
+}
+
+/// A program of Redis against a replica.
+fn redis(program: &str, address: &str, arguments: &[&str]) -> Result<String> {
+    let (host, port) = address.rsplit_once(':').context("an address")?;
+    let output = Command::new(program).args(["-h", host, "-p", port]).args(arguments).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{program}: {text}");
+    Ok(text)
+}
+
+/// `redis-cli` and `redis-benchmark` from outside, against any replica.
+fn serves_redis(cluster: &Cluster<'_>) -> Result<()> {
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let (leader, follower) = (cluster.address(leader), cluster.address(follower));
+    assert_eq!(redis("redis-cli", &leader, &["SET", "word", "here"])?, "OK\n");
+    assert_eq!(redis("redis-cli", &follower, &["GET", "word"])?, "here\n");
+    let load = ["-t", "set,get", "-n", "2000", "-c", "20", "-d", "100", "--csv"];
+    let said = redis("redis-benchmark", &leader, &load)?;
+    let figures: Vec<_> = said.lines().filter(|line| !line.starts_with("\"test\"")).collect();
+    ensure!(figures.len() == 2, "{said}");
+    println!("redis-benchmark: {}", figures.join(" "));
+    Ok(())
+}
+
+pub(crate) fn redis_tcp(lab: &Lab) -> Result<()> {
+    let cluster = Cluster::start(lab, "tcp", "file")?;
+    serves_redis(&cluster)?;
+    cluster.converged();
+    Ok(())
+}
+
+/// What happened to a cluster.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    leaders_killed: u32,
+    leaders_cut: u32,
+    leaders_deaf: u32,
+    hosts_paused: u32,
+    lossy: u32,
+}
+
+/// One fault after the other, until the clients got `operations` answers and each kind happened.
+fn torment(cluster: &mut Cluster<'_>, clients: &Clients, operations: u64) -> Result<Faults> {
+    let lab = cluster.lab;
+    let mut faults = Faults::default();
+    let begin = Instant::now();
+    for round in 0.. {
+        let leader = cluster.leader();
+        match round % 5 {
+            0 => {
+                cluster.kill(leader);
+                // The other two serve on meanwhile.
+                clients.advance(200);
+                cluster.revive(leader)?;
+                faults.leaders_killed += 1;
+            }
+            1 => {
+                lab.network().isolate(leader, Traffic::All);
+                clients.advance(200);
+                faults.leaders_cut += 1;
+            }
+            2 => {
+                // It still sends to the others, and hears nobody.
+                for other in lab.hosts().iter().map(Host::number).filter(|other| *other != leader) {
+                    let cut = Fault { cut: true, ..Fault::default() };
+                    lab.network().set(other, leader, Traffic::All, cut);
+                }
+                clients.advance(200);
+                faults.leaders_deaf += 1;
+            }
+            3 => {
+                lab.host(leader).pause()?;
+                clients.advance(100);
+                lab.host(leader).resume()?;
+                faults.hosts_paused += 1;
+            }
+            _ => {
+                let fault = Fault {
+                    loss: 0.02,
+                    duplicate: 0.02,
+                    delay: Duration::from_millis(1),
+                    jitter: Duration::from_millis(5),
+                    ..Fault::default()
+                };
+                for (one, other) in [(1, 2), (1, 3), (2, 3)] {
+                    lab.network().set_both(one, other, Traffic::All, fault);
+                }
+                clients.advance(500);
+                faults.lossy += 1;
+            }
+        }
+        lab.network().heal();
+        clients.advance(500);
+        if round >= 4 && clients.answered() >= operations {
+            break;
+        }
+    }
+    println!(
+        "{} operations answered in {:.0} s; {faults:?}",
+        clients.answered(),
+        begin.elapsed().as_secs_f64()
+    );
+    Ok(faults)
+}
+
+/// Operations of the checked histories: more by the variable `QUORATE_OPERATIONS`.
+fn operations() -> u64 {
+    std::env::var("QUORATE_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000)
+}
+
+/// Clients write down all that they see while hosts and network fail; then the checker judges.
+fn linearizable(lab: &Lab, transport: &str, durability: &str) -> Result<()> {
+    let mut cluster = Cluster::start(lab, transport, durability)?;
+    let mut before = Client::new(&cluster.address(cluster.leader()));
+    for number in 0..50 {
+        ensure!(before.words(&format!("SET before-{number} {number}")).is_ok(), "a write");
+    }
+    let clients = Clients::start(&cluster.addresses(), CLIENTS, PACE, 11);
+    let faults = torment(&mut cluster, &clients, operations());
+    let history = History::merge(clients.stop());
+    let faults = faults?;
+    ensure!(faults.leaders_killed > 0 && faults.lossy > 0, "void: {faults:?}");
+    cluster.converged();
+    let mut after = Client::new(&cluster.address(cluster.leader()));
+    for number in 0..50 {
+        let value = after.insist(&format!("GET before-{number}"));
+        assert_eq!(value, Reply::text(&number.to_string()), "an acknowledged write is there");
+    }
+    let verdict = check(&Kv, &history, &Limits::default());
+    if !verdict.is_linearizable() {
+        let file = std::env::temp_dir().join(format!("quorate-history-{}", std::process::id()));
+        std::fs::write(&file, history.to_text())?;
+        bail!("{verdict}\nthe history is in {}", file.display());
+    }
+    println!("{verdict}");
+    Ok(())
+}
+
+pub(crate) fn linearizable_tcp(lab: &Lab) -> Result<()> {
+    linearizable(lab, "tcp", "file")
+}
