@@ -56,7 +56,7 @@
 //! # What it does not do
 //! It does not know what carries records, keeps the log or applies commands. It does not retry on
 //! behalf of clients, does not check checksums (whoever receives bytes does), and does not found
-//! clusters. Changes of members, checkpoints, leases and hand-over of leadership are not there yet;
+//! clusters. Checkpoints, leases and hand-over of leadership are not there yet;
 //! [`Configurations`] already answers all questions about quorums slot by slot.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -78,10 +78,12 @@ mod window;
 
 pub use acceptor::{Persist, PersistNumber};
 pub use buggify::Whims;
-pub use configuration::{Configuration, Configurations, Genesis, Member};
+pub use configuration::{
+    Address, Configuration, ConfigurationError, Configurations, Genesis, Member, QuorumSizes,
+};
 pub use message::{Accept, Message, Row, RowFlags, Run};
 pub use mutant::{Mistake, Mutant};
-pub use paxos::{Gap, LogRead, Notice, Paxos, ReadReady, Restored, Shipment};
+pub use paxos::{Change, Gap, LogRead, Notice, Paxos, ReadReady, Refusal, Restored, Shipment};
 pub use role::RoleName;
 pub use settings::Settings;
 pub use types::{Ballot, Entry, Incarnation, Nanos, NodeId, Slot, Value, ValueKind};

@@ -34,7 +34,7 @@ impl Accept {
 /// read-index ping in one fixed-size line that overwrites the one before.
 ///
 /// Durability: `accepted_slot` counts only what is durable at the level this replica runs at.
-/// Every field but `flags` and the two of leases grows monotonically within one incarnation of a link, so that a row
+/// Every field but `flags`, `incarnation` and the two of leases grows monotonically within one incarnation of a link, so that a row
 /// that is late under-reports and never lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Row {
@@ -61,6 +61,8 @@ pub struct Row {
     pub lease_granted: u32,
     /// See [`RowFlags`].
     pub flags: RowFlags,
+    /// The life of the sender's disk: whose vote this is (rule C6). 0 before anything was heard.
+    pub incarnation: Incarnation,
 }
 
 /// The bits of a [`Row`].
@@ -129,6 +131,8 @@ pub enum Message {
         granted: bool,
         /// The sender's promise, so that the next attempt can go above it.
         promised: Ballot,
+        /// The life of the sender's disk: who would promise (rule C6).
+        incarnation: Incarnation,
     },
     /// Phase 1a. Durability: the sender's own promise of `ballot` is durable before this leaves,
     /// so that no ballot is used twice.
@@ -150,6 +154,8 @@ pub enum Message {
         /// What it accepted above `commit_slot`, or from `from` on where that is larger, in slot
         /// order, without overlaps.
         runs: Vec<Run>,
+        /// The life of the sender's disk: whose promise this is (rule C6).
+        incarnation: Incarnation,
     },
     /// A refusal: the receiver's ballot is below what the sender promised.
     Nack {

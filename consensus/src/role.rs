@@ -11,7 +11,7 @@
 //!      +---------- higher promise seen, or quorum lost -------- Leader
 //! ```
 
-use crate::{Ballot, Nanos, NodeId, Run, Slot, Value};
+use crate::{Ballot, Configuration, Incarnation, Member, Nanos, NodeId, Run, Slot, Value};
 use alloc::vec::Vec;
 
 #[derive(Clone, Debug)]
@@ -29,13 +29,13 @@ pub(crate) struct PreCandidate {
     /// The ballot it would use.
     pub(crate) ballot: Ballot,
     /// Who would promise it; itself included.
-    pub(crate) granted: Vec<NodeId>,
+    pub(crate) granted: Vec<Member>,
 }
 
 /// One answer to phase 1.
 #[derive(Clone, Debug)]
 pub(crate) struct PromiseHeld {
-    pub(crate) node: NodeId,
+    pub(crate) member: Member,
     pub(crate) commit_slot: Slot,
     pub(crate) runs: Vec<Run>,
 }
@@ -54,6 +54,12 @@ pub(crate) struct Candidate {
 #[derive(Clone, Debug)]
 pub(crate) struct Adopting {
     pub(crate) ballot: Ballot,
+    /// As it was for the candidate.
+    pub(crate) from: Slot,
+    /// More may come, of members that were not known before (rule C3).
+    pub(crate) promises: Vec<PromiseHeld>,
+    /// The configurations found among the values to adopt whose members were asked for promises.
+    pub(crate) found: Vec<Configuration>,
     /// Someone knows everything up to here to be chosen: caught up first.
     pub(crate) chosen_through: Slot,
     /// Where to get that from.
@@ -68,7 +74,7 @@ pub(crate) enum Adoption {
     /// Nobody in the quorum accepted anything: a hole, filled with a no-op.
     Hole,
     /// The value accepted under the highest ballot, held here.
-    Held(Value),
+    Held { ballot: Ballot, value: Value },
     /// The value accepted under the highest ballot, to be fetched from `holder`.
     Missing { ballot: Ballot, holder: NodeId },
 }
@@ -79,6 +85,8 @@ pub(crate) struct Progress {
     pub(crate) node: NodeId,
     /// The next slot to ship; none while the position is not known (lane down, no row yet).
     pub(crate) next: Option<Slot>,
+    /// The life of its disk that `matched` and `pong` are of.
+    pub(crate) incarnation: Incarnation,
     /// Durable vote under the leader's ballot.
     pub(crate) matched: Slot,
     /// Newest read-index ping that it answered with its promise still at the leader's ballot.
@@ -87,6 +95,21 @@ pub(crate) struct Progress {
     pub(crate) leased_at: Option<Nanos>,
     /// It needs slots that are no longer in memory, and was told so.
     pub(crate) told_behind: bool,
+}
+
+impl Progress {
+    /// Of a follower that was not heard in this leadership.
+    pub(crate) fn unknown(node: NodeId) -> Self {
+        Self {
+            node,
+            next: None,
+            incarnation: Incarnation(0),
+            matched: Slot::ZERO,
+            pong: 0,
+            leased_at: None,
+            told_behind: false,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

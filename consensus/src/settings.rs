@@ -1,6 +1,7 @@
 //! What a replica is told at its birth.
 
 use crate::{Incarnation, Mistake, Nanos, NodeId, Whims};
+use alloc::vec::Vec;
 
 /// Timers and limits of one replica. All limits are hard: what is beyond waits.
 #[derive(Clone, Debug)]
@@ -9,6 +10,9 @@ pub struct Settings {
     pub node: NodeId,
     /// The life of its disk.
     pub incarnation: Incarnation,
+    /// Whom to listen to while no configuration names this replica: the members that it was told to
+    /// join.
+    pub contacts: Vec<NodeId>,
     /// How often a replica shows that it lives.
     pub heartbeat_interval: Nanos,
     /// A leader unheard for this long may be replaced. Also how long a leader goes on without
@@ -45,6 +49,7 @@ impl Settings {
         Self {
             node,
             incarnation,
+            contacts: Vec::new(),
             heartbeat_interval: Nanos::from_millis(25),
             election_timeout_min: Nanos::from_millis(200),
             election_timeout_max: Nanos::from_millis(400),

@@ -85,9 +85,15 @@ fn messages() -> Vec<Message> {
     let run = Run { first: slot, last: Slot(20), ballot };
     vec![
         Message::PreVote { ballot, commit_slot: slot },
-        Message::PreVoteReply { ballot, promised, granted: true },
+        Message::PreVoteReply { ballot, promised, granted: true, incarnation: Incarnation(9) },
         Message::Prepare { ballot, from: slot },
-        Message::Promise { ballot, from: slot, commit_slot: slot, runs: vec![run, run] },
+        Message::Promise {
+            ballot,
+            from: slot,
+            commit_slot: slot,
+            runs: vec![run, run],
+            incarnation: Incarnation(9),
+        },
         Message::Nack { ballot, promised },
         Message::Fetch { ballot, first: slot, last: Slot(20) },
         Message::Values { ballot, entries: entries.clone() },

@@ -32,10 +32,15 @@ fn random_walks_stay_safe_and_recover() {
     let first = variable("WALK_FIRST").unwrap_or(0);
     let count = variable("WALK_SEEDS").unwrap_or(SEEDS);
     let mut delivered: BTreeMap<&str, u64> = BTreeMap::new();
-    let (mut chosen, mut failed) = (0, Vec::new());
+    let (mut chosen, mut changes, mut configurations) = (0, 0, 0);
+    let mut stuck = 0;
+    let mut failed = Vec::new();
     for seed in first..first + count {
         let walked = walk_or_panic(seed, false);
         chosen += walked.chosen;
+        stuck += u64::from(walked.stuck);
+        changes += walked.changes;
+        configurations += walked.configuration.saturating_sub(1);
         for (kind, times) in walked.delivered {
             *delivered.entry(kind).or_default() += times;
         }
@@ -43,7 +48,10 @@ fn random_walks_stay_safe_and_recover() {
             failed.push((seed, walked.wrong.join("\n")));
         }
     }
-    println!("{count} walks, {chosen} slots chosen, delivered {delivered:?}");
+    println!(
+        "{count} walks, {chosen} slots chosen, {changes} changes of members proposed, {configurations} \
+         chosen, {stuck} stuck, delivered {delivered:?}"
+    );
     if let Some((seed, wrong)) = failed.first() {
         let all: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
         for (seed, wrong) in &failed {
@@ -59,4 +67,6 @@ fn random_walks_stay_safe_and_recover() {
     for kind in ["Nack", "Fetch", "Values", "Behind", "CatchUpReply", "ReadIndexReply"] {
         assert!(count < SEEDS || delivered.contains_key(kind), "no {kind} in {count} walks");
     }
+    assert!(stuck * 200 < count.max(200), "{stuck} walks were not asked to recover");
+    assert!(count < SEEDS || configurations * 2 > count, "hardly any change of members");
 }

@@ -4,7 +4,8 @@
 //! Each line, little endian: sequence (low half) u32, CRC-32C of incarnation and the rest of the
 //! line u32, then seven words: the whole sequence and six of the row. The first line holds
 //! promised, accepted ballot, accepted slot, consumed position, heartbeat, flags; the second
-//! commit slot, applied slot, ping, pong, the lease granted and the one asked for (two u32), a zero.
+//! commit slot, applied slot, ping, pong, the lease granted and the one asked for (two u32),
+//! the life of the disk.
 //! A row counts when both lines check and carry the same sequence, newer than the last: a torn or
 //! stale one yields nothing, and the next overwrites it in place.
 
@@ -77,7 +78,8 @@ impl RowWriter {
             row.flags.0,
         ];
         let lease = u64::from(row.lease_asked) << 32 | u64::from(row.lease_granted);
-        let second = [row.commit_slot.0, row.applied_slot.0, row.ping, row.pong, lease, 0];
+        let life = row.incarnation.0;
+        let second = [row.commit_slot.0, row.applied_slot.0, row.ping, row.pong, lease, life];
         if self.arena.capacity() < ROW_BYTES && !self.arena.try_reclaim(ARENA_CHUNK_BYTES) {
             self.arena = BytesMut::with_capacity(ARENA_CHUNK_BYTES);
         }
@@ -159,6 +161,7 @@ impl RowReader {
             flags: RowFlags(word64(first, 56)),
             lease_asked: word32(second, 52),
             lease_granted: word32(second, 48),
+            incarnation: Incarnation(word64(second, 56)),
         };
         Some((row, word64(first, 40)))
     }

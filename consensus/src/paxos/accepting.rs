@@ -66,6 +66,7 @@ impl Paxos {
         let mut slot = accept.first;
         for value in accept.values.drain(..) {
             if slot > self.acceptor.accepted_slot() {
+                self.note_value(slot, &value);
                 self.acceptor.accept(slot, value);
             }
             slot = slot.next();
@@ -137,6 +138,7 @@ impl Paxos {
         let known = commit.min(self.acceptor.accepted_slot());
         if known > self.commit_slot {
             self.commit_slot = known;
+            self.on_commit_moved();
             self.catch_up_progressed();
         }
     }

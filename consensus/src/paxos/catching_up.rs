@@ -178,11 +178,13 @@ impl Paxos {
                 entry.ballot = entry.ballot.max(*held);
             }
             self.commit_slot = entry.slot;
+            self.note_value(entry.slot, &entry.value);
             self.acceptor.learn(entry);
         }
         if self.commit_slot > before {
             self.acceptor.chosen_through(self.commit_slot);
             self.acceptor.mark();
+            self.on_commit_moved();
             self.catch_up_progressed();
             self.mark_rows_due();
         }

@@ -10,7 +10,7 @@
 use super::{Notice, Paxos};
 use crate::buggify::Point;
 use crate::role::{Adopting, Adoption, Candidate, PreCandidate, PromiseHeld, Role};
-use crate::{Ballot, Entry, Message, Mutant, Nanos, NodeId, Run, Slot};
+use crate::{Ballot, Configuration, Entry, Member, Message, Mutant, Nanos, NodeId, Slot};
 use alloc::vec::Vec;
 
 /// A pre-vote is refused to a candidate this many slots behind a voter that could lead itself:
@@ -35,7 +35,7 @@ impl Paxos {
             self.notice(Notice::Leaderless);
         }
         self.role = Role::Follower;
-        if !self.votes || !self.may_lead {
+        if !self.votes() || !self.may_lead {
             return;
         }
         if self.lease_binds(self.next_ballot(), Ballot::ZERO) {
@@ -61,13 +61,13 @@ impl Paxos {
     fn own_promise_waits(&self) -> bool {
         let me = self.settings.node;
         matches!(&self.role, Role::Candidate(candidate)
-            if candidate.promises.iter().all(|promise| promise.node != me))
+            if candidate.promises.iter().all(|promise| promise.member.node != me))
     }
 
     fn begin_pre_vote(&mut self) {
         let ballot = self.next_ballot();
         let commit_slot = self.commit_slot;
-        let granted = alloc::vec![self.settings.node];
+        let granted = alloc::vec![self.me()];
         self.role = Role::PreCandidate(PreCandidate { ballot, granted });
         for node in self.other_electors() {
             self.send(node, Message::PreVote { ballot, commit_slot });
@@ -81,10 +81,13 @@ impl Paxos {
             && self.may_lead
             && self.quorum_connected()
             && !matches!(self.role, Role::Leader(_));
+        // Who knows that its removal is settled knows that nobody needs it any more (rule C8).
+        let needed = self.remembers && !self.knows_better(commit_slot);
         let bound = self.lease_binds(ballot, Ballot::ZERO);
         let granted =
-            self.votes && ballot > promised && !self.leader_is_alive() && !far_behind && !bound;
-        self.send(from, Message::PreVoteReply { ballot, granted, promised });
+            needed && ballot > promised && !self.leader_is_alive() && !far_behind && !bound;
+        let incarnation = self.me().incarnation;
+        self.send(from, Message::PreVoteReply { ballot, granted, promised, incarnation });
     }
 
     /// Whether this replica has reason to believe that the cluster has a working leader.
@@ -98,7 +101,7 @@ impl Paxos {
 
     pub(super) fn on_pre_vote_reply(
         &mut self,
-        from: NodeId,
+        from: Member,
         ballot: Ballot,
         granted: bool,
         promised: Ballot,
@@ -115,7 +118,8 @@ impl Paxos {
     fn count_pre_votes(&mut self) {
         let Role::PreCandidate(candidate) = &self.role else { return };
         let from = self.commit_slot.next();
-        if self.configurations.is_quorum_from(from, |node| candidate.granted.contains(&node)) {
+        let granted = |member: Member| candidate.granted.contains(&member);
+        if self.configurations.is_quorum_from(from, granted) {
             self.begin_phase_one(candidate.ballot);
         }
     }
@@ -139,20 +143,23 @@ impl Paxos {
     pub(super) fn on_own_promise_durable(&mut self) {
         let node = self.settings.node;
         let Role::Candidate(candidate) = &self.role else { return };
-        if candidate.promises.iter().any(|promise| promise.node == node)
+        if candidate.promises.iter().any(|promise| promise.member.node == node)
             || self.acceptor.durable_through() < self.acceptor.emitted()
         {
             return;
         }
         let (ballot, from) = (candidate.ballot, candidate.from);
         let runs = self.acceptor.window.runs(self.commit_slot.next());
-        self.on_promise(node, ballot, from, self.commit_slot, runs);
+        let (member, commit_slot) = (self.me(), self.commit_slot);
+        self.on_promise(PromiseHeld { member, commit_slot, runs }, ballot, from);
     }
 
     /// Phase 1b at the acceptor.
     pub(super) fn on_prepare(&mut self, from: NodeId, ballot: Ballot, first: Slot) {
         self.round_seen = self.round_seen.max(ballot.round);
-        if ballot.node != from || !self.votes {
+        // Whoever remembers answers: it may be a member by a configuration that only the candidate
+        // knows yet, or one that it knows to be over and the candidate does not.
+        if ballot.node != from || !self.remembers {
             return;
         }
         let promised = self.acceptor.promised();
@@ -173,7 +180,8 @@ impl Paxos {
         // A repeated Prepare gets the same answer again.
         let runs = self.acceptor.window.runs(first.max(self.commit_slot.next()));
         let commit_slot = self.commit_slot;
-        let promise = Message::Promise { ballot, from: first, commit_slot, runs };
+        let incarnation = self.me().incarnation;
+        let promise = Message::Promise { ballot, from: first, commit_slot, runs, incarnation };
         // A promise to the same proposer that still waits for the disk is superseded by this one.
         self.held.retain(|(_, to, held)| *to != from || !matches!(held, Message::Promise { .. }));
         let after = match self.settings.is(Mutant::PromiseBeforePersist) {
@@ -183,33 +191,43 @@ impl Paxos {
         self.send_after(after, from, promise);
     }
 
-    /// Phase 1b at the candidate.
-    pub(super) fn on_promise(
-        &mut self,
-        node: NodeId,
-        ballot: Ballot,
-        from: Slot,
-        commit_slot: Slot,
-        runs: Vec<Run>,
-    ) {
-        let Role::Candidate(candidate) = &mut self.role else { return };
-        if candidate.ballot != ballot && !self.settings.is(Mutant::CountOldPromises)
-            || candidate.from != from
-            || candidate.promises.iter().any(|promise| promise.node == node)
-        {
+    /// Phase 1b at the candidate, or at one that has a quorum of the configuration that it knew and
+    /// found another one among what it is to adopt (rule C3).
+    pub(super) fn on_promise(&mut self, promise: PromiseHeld, ballot: Ballot, from: Slot) {
+        let me = self.settings.node;
+        let node = promise.member.node;
+        let (ours, asked, promises) = match &mut self.role {
+            Role::Candidate(candidate) => {
+                (candidate.ballot, candidate.from, &mut candidate.promises)
+            }
+            Role::Adopting(adopting) => (adopting.ballot, adopting.from, &mut adopting.promises),
+            _ => return,
+        };
+        let known = promises.iter().any(|promise| promise.member.node == node);
+        let old = ours != ballot && !self.settings.is(Mutant::CountOldPromises);
+        if old || asked != from || known {
             return;
         }
-        candidate.promises.push(PromiseHeld { node, commit_slot, runs });
-        let promises = &candidate.promises;
-        let own = promises.iter().any(|promise| promise.node == self.settings.node);
+        promises.push(promise);
+        let own = promises.iter().any(|promise| promise.member.node == me);
+        let promised = |member| self.has_promised(member);
+        // The configuration of the first open slot is certain; which ones follow is in the values.
+        if own && self.configurations.at(from).is_election_quorum(promised) {
+            self.begin_adoption();
+        }
+    }
+
+    /// Whether `member` promised the ballot that this replica prepares.
+    fn has_promised(&self, member: Member) -> bool {
+        let promises = match &self.role {
+            Role::Candidate(candidate) => &candidate.promises,
+            Role::Adopting(adopting) => &adopting.promises,
+            _ => return false,
+        };
         // A mistake: whoever promised nothing counts in the place of the first other elector.
         let assumed = self.peers.first().map(|peer| peer.node);
         let assumed = assumed.filter(|_| self.settings.is(Mutant::ElectOnMinority));
-        let promised =
-            |node| Some(node) == assumed || promises.iter().any(|promise| promise.node == node);
-        if own && self.configurations.is_quorum_from(from, promised) {
-            self.begin_adoption();
-        }
+        Some(member.node) == assumed || promises.iter().any(|promise| promise.member == member)
     }
 
     /// A quorum promised: find for each open slot the value accepted under the highest ballot.
@@ -219,19 +237,71 @@ impl Paxos {
     /// and reports it. Under all ballots between b and ours the same value was proposed, by the
     /// same argument; so the highest reported ballot carries it.
     fn begin_adoption(&mut self) {
-        let Role::Candidate(candidate) = &mut self.role else { return };
-        let ballot = candidate.ballot;
-        let promises = core::mem::take(&mut candidate.promises);
         let me = self.settings.node;
+        let (ballot, from, promises, found, held) =
+            match core::mem::replace(&mut self.role, Role::Follower) {
+                Role::Candidate(Candidate { ballot, from, promises }) => {
+                    (ballot, from, promises, Vec::new(), None)
+                }
+                Role::Adopting(adopting) => {
+                    let held = (adopting.chosen_through, adopting.plan);
+                    let Adopting { ballot, from, promises, found, .. } = adopting;
+                    (ballot, from, promises, found, Some(held))
+                }
+                role => {
+                    self.role = role;
+                    return;
+                }
+            };
         let (chosen_through, chosen_source) = promises
             .iter()
-            .map(|promise| (promise.commit_slot, promise.node))
+            .map(|promise| (promise.commit_slot, promise.member.node))
             // What was learned since the own promise counts too.
             .chain([(self.commit_slot, me)])
             .max_by_key(|&(slot, node)| (slot, node == me))
             .unwrap_or((self.commit_slot, me));
+        let best = self.best_reported(&promises, chosen_through);
+        let fetched = |slot: Slot, accepted: Ballot| {
+            // What was fetched before another promise came.
+            let (through, plan) = held.as_ref()?;
+            let index = slot.0.checked_sub(through.0 + 1)?;
+            match plan.get(index as usize)? {
+                Adoption::Held { ballot, value } if *ballot >= accepted => {
+                    Some(Adoption::Held { ballot: *ballot, value: value.clone() })
+                }
+                _ => None,
+            }
+        };
+        let plan = best.into_iter().enumerate().map(|(index, (accepted, holder))| {
+            let slot = Slot(chosen_through.0 + 1 + index as u64);
+            match self.acceptor.window.get(slot) {
+                _ if accepted == Ballot::ZERO => Adoption::Hole,
+                Some((held, value)) if *held == accepted => {
+                    Adoption::Held { ballot: accepted, value: value.clone() }
+                }
+                _ => fetched(slot, accepted)
+                    .unwrap_or(Adoption::Missing { ballot: accepted, holder }),
+            }
+        });
+        let plan = match self.settings.is(Mutant::SkipAdoption) {
+            true => Vec::new(),
+            false => plan.collect(),
+        };
+        let adopting =
+            Adopting { ballot, from, promises, found, chosen_through, chosen_source, plan };
+        self.role = Role::Adopting(adopting);
+        self.continue_adoption();
+    }
+
+    /// For each slot behind `chosen_through`: the highest ballot that is reported, and by whom.
+    fn best_reported(
+        &self,
+        promises: &[PromiseHeld],
+        chosen_through: Slot,
+    ) -> Vec<(Ballot, NodeId)> {
+        let me = self.settings.node;
         let mut best: Vec<(Ballot, NodeId)> = Vec::new();
-        for promise in &promises {
+        for promise in promises {
             for run in &promise.runs {
                 let first = run.first.max(chosen_through.next());
                 for slot in first.0..=run.last.0 {
@@ -243,28 +313,60 @@ impl Paxos {
                     let lowest =
                         self.settings.is(Mutant::AdoptLowestBallot) && best[index].0 > Ballot::ZERO;
                     let better = (run.ballot > best[index].0) != lowest
-                        || (run.ballot == best[index].0 && promise.node == me);
+                        || (run.ballot == best[index].0 && promise.member.node == me);
                     if better {
-                        best[index] = (run.ballot, promise.node);
+                        best[index] = (run.ballot, promise.member.node);
                     }
                 }
             }
         }
-        let plan = best.into_iter().enumerate().map(|(index, (accepted, holder))| {
-            let slot = Slot(chosen_through.0 + 1 + index as u64);
-            match self.acceptor.window.get(slot) {
-                _ if accepted == Ballot::ZERO => Adoption::Hole,
-                Some((held, value)) if *held == accepted => Adoption::Held(value.clone()),
-                _ => Adoption::Missing { ballot: accepted, holder },
-            }
-        });
-        let plan = match self.settings.is(Mutant::SkipAdoption) {
-            true => Vec::new(),
-            false => plan.collect(),
+        best
+    }
+
+    /// Everything to adopt is held: whose slots are these, and did they promise (rule C3)? If not
+    /// they are asked, and what they report is compared anew.
+    fn ask_found_members(&mut self) -> bool {
+        let me = self.settings.node;
+        let Role::Adopting(adopting) = &self.role else { return false };
+        let (ballot, from) = (adopting.ballot, adopting.from);
+        let known = self.found_configurations(adopting.chosen_through, &adopting.plan);
+        let Some(known) = known else {
+            self.step_down("it found a configuration that it cannot read");
+            return true;
         };
-        let adopting = Adopting { ballot, chosen_through, chosen_source, plan };
-        self.role = Role::Adopting(adopting);
-        self.continue_adoption();
+        let promised = |member| self.has_promised(member);
+        if known.is_quorum_from(self.commit_slot.next(), promised) {
+            return false;
+        }
+        let found: Vec<Configuration> = known.deciding(self.commit_slot.next()).cloned().collect();
+        if found != adopting.found {
+            let absent = |member: &Member| member.node != me && !promised(*member);
+            let electors = found.iter().flat_map(Configuration::electors);
+            let mut nodes: Vec<NodeId> =
+                electors.filter(absent).map(|member| member.node).collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            if let Role::Adopting(adopting) = &mut self.role {
+                adopting.found = found;
+            }
+            self.refresh_members();
+            for node in nodes {
+                self.send(node, Message::Prepare { ballot, from });
+            }
+        }
+        true
+    }
+
+    /// The link to a member that was found works now: it is asked, or asked again.
+    pub(super) fn ask_found_member(&mut self, peer: NodeId) {
+        let Role::Adopting(adopting) = &self.role else { return };
+        let promised = adopting.promises.iter().any(|promise| promise.member.node == peer);
+        let is_peer = |member: Member| member.node == peer;
+        let elects = |configuration: &Configuration| configuration.electors().any(is_peer);
+        let (ballot, from) = (adopting.ballot, adopting.from);
+        if !promised && adopting.found.iter().any(elects) {
+            self.send(peer, Message::Prepare { ballot, from });
+        }
     }
 
     /// Asks for the next missing values, or leads when none is missing.
@@ -281,6 +383,9 @@ impl Paxos {
             index >= known && matches!(adoption, Adoption::Missing { .. })
         });
         let Some(index) = first else {
+            if self.ask_found_members() {
+                return;
+            }
             let Role::Adopting(adopting) = core::mem::replace(&mut self.role, Role::Follower)
             else {
                 return;
@@ -320,7 +425,7 @@ impl Paxos {
             // A record of a higher ballot than was reported: the holder promised ours since, so it can
             // only have learned that the slot is chosen, and what.
             if matches!(adoption, Adoption::Missing { ballot, .. } if accepted >= *ballot) {
-                *adoption = Adoption::Held(value);
+                *adoption = Adoption::Held { ballot: accepted, value };
                 adopted = true;
             }
         }
@@ -399,8 +504,15 @@ impl Paxos {
 
     pub(super) fn other_electors(&self) -> Vec<NodeId> {
         let me = self.settings.node;
-        let latest = self.configurations.latest();
-        latest.electors().filter(|&node| node != me).collect()
+        let deciding = self.configurations.deciding(self.commit_slot.next());
+        let mut nodes: Vec<NodeId> = deciding
+            .flat_map(Configuration::electors)
+            .map(|member| member.node)
+            .filter(|node| *node != me)
+            .collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
     }
 
     /// When a restarted election would come at the latest; for tests and the simulator's liveness.

@@ -36,13 +36,9 @@ impl Paxos {
         plan.drain(..learned.min(plan.len()));
         let chosen_through = self.commit_slot;
         let progress = self.peers.iter().map(|peer| Progress {
-            node: peer.node,
             // What it had accepted is re-proposed under our ballot, from its commit on.
             next: peer.row_is_current.then(|| peer.row.commit_slot.next()),
-            matched: Slot::ZERO,
-            pong: 0,
-            leased_at: None,
-            told_behind: false,
+            ..Progress::unknown(peer.node)
         });
         let progress = progress.collect();
         let barrier = Slot(chosen_through.0 + plan.len() as u64 + 1);
@@ -60,14 +56,16 @@ impl Paxos {
         self.leader_heard_at = Some(self.now);
         self.acceptor.begin(ballot, chosen_through);
         self.acceptor.window.truncate(barrier);
+        self.configurations.truncate(barrier);
         for adoption in plan {
             let value = match adoption {
-                Adoption::Held(value) => value,
+                Adoption::Held { value, .. } => value,
                 Adoption::Hole | Adoption::Missing { .. } => Value::noop(),
             };
             self.append(value);
         }
         self.append(Value::noop());
+        self.refresh_members();
         self.acceptor.mark();
         self.notice(Notice::Leading(ballot));
         self.mark_rows_due();
@@ -97,13 +95,14 @@ impl Paxos {
         Some(slot)
     }
 
-    fn append(&mut self, value: Value) -> Slot {
+    pub(super) fn append(&mut self, value: Value) -> Slot {
         let Role::Leader(leader) = &mut self.role else {
             unreachable!("only a leader appends; both callers checked it")
         };
         let slot = leader.next_slot;
         leader.next_slot = slot.next();
         leader.bytes_in_flight += value.bytes.len();
+        self.note_value(slot, &value);
         self.acceptor.accept(slot, value);
         slot
     }
@@ -167,6 +166,13 @@ impl Paxos {
         let commit_slot = self.commit_slot;
         let ping = leader.ping;
         let Some(progress) = leader.progress_mut(from) else { return };
+        if progress.incarnation != row.incarnation {
+            // Another disk: what the one before voted for is no vote of this one (rule C6).
+            progress.incarnation = row.incarnation;
+            progress.matched = Slot::ZERO;
+            progress.pong = 0;
+            progress.leased_at = None;
+        }
         let mut answers = false;
         let old_votes = self.settings.is(Mutant::CountOldBallotVotes);
         if counts && (row.accepted_ballot == ballot || old_votes) {
@@ -211,15 +217,16 @@ impl Paxos {
         let Role::Leader(leader) = &self.role else { return };
         let (own_ballot, own_slot) = self.acceptor.vote();
         let own = if own_ballot == leader.ballot { own_slot } else { Slot::ZERO };
-        let chosen = self.configurations.chosen_through(self.commit_slot, |node| {
-            if node == self.settings.node {
-                return own;
+        let chosen = self.configurations.chosen_through(self.commit_slot, |member| {
+            if member.node == self.settings.node {
+                return if self.is_me(member) { own } else { Slot::ZERO };
             }
-            let first = leader.progress.first().is_some_and(|progress| progress.node == node);
+            let Some(progress) = leader.progress(member.node) else { return Slot::ZERO };
+            let first = leader.progress.first().is_some_and(|first| first.node == member.node);
             if first && self.settings.is(Mutant::CommitOnMinority) {
                 return own;
             }
-            leader.progress(node).map_or(Slot::ZERO, |progress| progress.matched)
+            if progress.incarnation == member.incarnation { progress.matched } else { Slot::ZERO }
         });
         if chosen > self.commit_slot {
             assert!(chosen < leader.next_slot, "only what was proposed is chosen");
@@ -234,6 +241,9 @@ impl Paxos {
                 leader.bytes_in_flight -= bytes;
             }
             self.mark_rows_due();
+            self.on_commit_moved();
+            self.settle();
+            self.step_down_if_removed();
         }
         self.settle_reads();
     }

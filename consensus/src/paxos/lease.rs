@@ -97,7 +97,7 @@ impl Paxos {
     /// after a restart.
     pub(super) fn grant_lease(&mut self, ballot: Ballot, asked_micros: u32) -> u32 {
         let length = Nanos(u64::from(asked_micros) * 1_000);
-        if asked_micros == 0 || length > self.settings.lease || !self.votes {
+        if asked_micros == 0 || length > self.settings.lease || !self.votes() {
             return 0;
         }
         self.lease.grant = Some(Grant { ballot, length, until: None });
@@ -149,9 +149,10 @@ impl Paxos {
         let Role::Leader(leader) = &self.role else { return };
         let from = self.commit_slot.next();
         let granted = |since: Nanos| {
-            self.configurations.is_quorum_from(from, |node| {
-                node == self.settings.node
-                    || leader.progress(node).and_then(|held| held.leased_at) >= Some(since)
+            self.configurations.is_commit_quorum_from(from, |member| {
+                let peer = leader.progress(member.node);
+                let peer = peer.filter(|held| held.incarnation == member.incarnation);
+                self.is_me(member) || peer.and_then(|held| held.leased_at) >= Some(since)
             })
         };
         let times = leader.progress.iter().filter_map(|progress| progress.leased_at);
@@ -159,6 +160,13 @@ impl Paxos {
         if let Some(since) = newest {
             self.lease.until = self.lease.until.max(since + self.lease_length());
         }
+    }
+
+    /// Another configuration decides from here on: what the members of the one before granted holds
+    /// nobody back that is elected without them.
+    pub(super) fn lease_of_new_members(&mut self) {
+        self.lease.until = Nanos(0);
+        self.renew_lease();
     }
 
     /// How long a lease lasts by the leader's clock: what the followers wait, if theirs is as fast

@@ -2,6 +2,7 @@
 
 mod accepting;
 mod catching_up;
+mod changing;
 mod electing;
 mod leading;
 mod lease;
@@ -9,16 +10,18 @@ mod reading;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
 use crate::buggify::Point;
-use crate::role::{Role, RoleName};
+use crate::role::{PromiseHeld, Role, RoleName};
 use crate::settings::Chance;
 use crate::window::Window;
 use crate::{
-    Ballot, Configurations, Entry, Message, Mutant, Nanos, NodeId, Row, RowFlags, Settings, Slot,
+    Ballot, Configurations, Entry, Member, Message, Mutant, Nanos, NodeId, Row, RowFlags, Settings,
+    Slot,
 };
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 pub use accepting::Gap;
+pub use changing::{Change, Refusal};
 pub use leading::Shipment;
 pub use reading::ReadReady;
 
@@ -38,10 +41,10 @@ pub struct Restored {
     /// What was accepted above `commit_slot`, in slot order from `commit_slot + 1`; it ends at the
     /// first hole, since what lies behind a hole was never voted for.
     pub accepted: Vec<Entry>,
-    /// Who decides.
+    /// Who decides, as of `commit_slot`; configurations among `accepted` are found by the core.
     pub configurations: Configurations,
-    /// Whether this replica still has all that its voting member ever promised and accepted. If
-    /// not, it follows and never votes (the amnesia rule).
+    /// Whether this replica still has all that it promised and accepted in this life of its disk. If
+    /// not, it follows and never votes (the amnesia rule). A new disk is another life.
     pub remembers: bool,
 }
 
@@ -58,6 +61,17 @@ pub enum Notice {
     Leaderless,
     /// An election was begun under this ballot.
     Campaigning(Ballot),
+    /// This configuration is in force, as far as this replica knows. Once it is settled, those who are
+    /// not in it are needed no more.
+    Configured {
+        /// Its number.
+        id: u64,
+        /// Whether the switch to it is known to be chosen by those who stay.
+        settled: bool,
+    },
+    /// The configuration in this slot cannot be read: this replica votes no more. A newer version may
+    /// have written it.
+    StrangeConfiguration(Slot),
 }
 
 /// What this replica knows of one peer.
@@ -79,6 +93,8 @@ pub(crate) struct Peer {
     pub(crate) lease_granted: u32,
     /// How fast its heart beats.
     pub(crate) pulse: Pulse,
+    /// It was removed, and is let go of then at the latest.
+    pub(crate) leaves_at: Option<Nanos>,
 }
 
 /// An asked-for read of this replica's log, for a peer's catch-up.
@@ -120,10 +136,16 @@ pub struct Paxos {
     leader: Option<Ballot>,
     leader_heard_at: Option<Nanos>,
     round_seen: u64,
-    votes: bool,
+    /// Whether its promises and votes are those of its disk's life, all of them.
+    remembers: bool,
     may_lead: bool,
     poisoned: bool,
+    /// In order of their numbers.
     peers: Vec<Peer>,
+    /// Counts changes of `peers`.
+    members_version: u64,
+    /// The configuration that was last told of: its number, and whether it was settled.
+    announced: (u64, bool),
     now: Nanos,
     started_at: Nanos,
     heartbeat: u64,
@@ -150,37 +172,42 @@ impl Paxos {
     /// Starts as a follower.
     #[must_use]
     pub fn new(settings: Settings, restored: Restored, now: Nanos) -> Self {
-        let Restored { promised, commit_slot, log_first, accepted, configurations, remembers } =
-            restored;
-        let mut window = Window::starting_at(commit_slot.next());
+        let Restored { promised, log_first, accepted, configurations, remembers, .. } = restored;
+        let entries = accepted.iter().map(|entry| (entry.slot, &entry.value));
+        let commit_slot = restored.commit_slot.max(changing::settled_by(entries.clone()));
+        let noted: Vec<(Slot, crate::Value)> = entries
+            .filter(|(_, value)| value.kind == crate::ValueKind::Configuration)
+            .map(|(slot, value)| (slot, value.clone()))
+            .collect();
+        let announced = configurations.at(restored.commit_slot.next());
+        let announced = (announced.id, announced.settled);
+        let mut window = Window::starting_at(restored.commit_slot.next());
         for entry in accepted {
             window.put(entry.slot, entry.ballot, entry.value);
         }
         let promised = if settings.is(Mutant::ForgetPromise) { Ballot::ZERO } else { promised };
         if settings.is(Mutant::ForgetAccepted) {
-            window = Window::starting_at(commit_slot.next());
+            window = Window::starting_at(restored.commit_slot.next());
         }
-        let named =
-            configurations.at(commit_slot.next()).votes(settings.node, settings.incarnation);
-        let votes = remembers && named || settings.is(Mutant::AmnesiacVotes);
-        let peers = configurations.latest().members().filter(|member| member.node != settings.node);
-        let peers = peers.map(|member| Peer::new(member.node)).collect();
+        let remembers = remembers || settings.is(Mutant::AmnesiacVotes);
         let mut paxos = Self {
             chance: Chance::new(settings.seed),
             acceptor: Acceptor::restore(promised, commit_slot, window),
             configurations,
             commit_slot,
-            log_commit_slot: commit_slot,
+            log_commit_slot: restored.commit_slot,
             applied_slot: Slot::ZERO,
             log_first,
             role: Role::Follower,
             leader: None,
             leader_heard_at: None,
             round_seen: promised.round,
-            votes,
+            remembers,
             may_lead: true,
             poisoned: false,
-            peers,
+            peers: Vec::new(),
+            members_version: 0,
+            announced,
             now,
             started_at: now,
             heartbeat: 0,
@@ -196,6 +223,11 @@ impl Paxos {
             settings,
         };
         paxos.lease_after_restart();
+        for (slot, value) in noted {
+            paxos.note_value(slot, &value);
+        }
+        paxos.refresh_members();
+        paxos.on_commit_moved();
         paxos.rest_election_timer();
         paxos
     }
@@ -215,6 +247,7 @@ impl Paxos {
             self.mark_rows_due();
         }
         self.check_quorum();
+        self.dismiss_leavers();
         if self.now >= self.election_at {
             self.on_election_timer();
         }
@@ -259,7 +292,7 @@ impl Paxos {
             return;
         }
         self.poisoned = true;
-        self.votes = false;
+        self.remembers = false;
         self.held.clear();
         if !matches!(self.role, Role::Follower) {
             self.step_down("its log failed");
@@ -284,12 +317,14 @@ impl Paxos {
         }
         match message {
             Message::PreVote { ballot, commit_slot } => self.on_pre_vote(from, ballot, commit_slot),
-            Message::PreVoteReply { ballot, granted, promised } => {
-                self.on_pre_vote_reply(from, ballot, granted, promised);
+            Message::PreVoteReply { ballot, granted, promised, incarnation } => {
+                let member = Member { node: from, incarnation };
+                self.on_pre_vote_reply(member, ballot, granted, promised);
             }
             Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
-            Message::Promise { ballot, from: first, commit_slot, runs } => {
-                self.on_promise(from, ballot, first, commit_slot, runs);
+            Message::Promise { ballot, from: first, commit_slot, runs, incarnation } => {
+                let member = Member { node: from, incarnation };
+                self.on_promise(PromiseHeld { member, commit_slot, runs }, ballot, first);
             }
             Message::Nack { ballot, promised } => self.on_nack(ballot, promised),
             Message::Fetch { ballot, first, last } => self.on_fetch(from, ballot, first, last),
@@ -330,6 +365,7 @@ impl Paxos {
             progress.next = None;
             progress.told_behind = false;
         }
+        self.ask_found_member(peer);
     }
 
     /// The data lane to `peer` failed: nothing is known of what was in flight.
@@ -410,6 +446,7 @@ impl Paxos {
             if eager { 0 } else { self.settings.cache_bytes_max },
             (self.settings.window_slots_max * 4) as usize,
         );
+        self.configurations.forget_below(slot);
         self.resume_catch_up();
         self.settle_reads();
     }
@@ -439,7 +476,7 @@ impl Paxos {
         if self.quorum_connected() {
             flags |= RowFlags::QUORUM_CONNECTED;
         }
-        if !self.votes && !self.poisoned {
+        if !self.remembers && !self.poisoned {
             flags |= RowFlags::AMNESIAC;
         }
         if self.poisoned {
@@ -458,6 +495,7 @@ impl Paxos {
             lease_asked: self.lease_asked(),
             lease_granted: self.peer_index(peer).map_or(0, |index| self.peers[index].lease_granted),
             flags: RowFlags(flags),
+            incarnation: self.me().incarnation,
         }
     }
 
@@ -510,18 +548,19 @@ impl Paxos {
         peer.heard_at.is_some_and(|at| self.now.since(at) < within)
     }
 
-    /// Whether this replica hears from a quorum, itself included.
+    /// Whether this replica hears from a quorum, itself included: one that chooses slots if it leads,
+    /// one that elects leaders if not.
     fn quorum_connected(&self) -> bool {
         let within = self.settings.election_timeout_min;
-        self.configurations.is_quorum_from(self.commit_slot.next(), |node| {
-            if node == self.settings.node {
-                return self.votes;
-            }
-            self.peer_index(node).is_some_and(|index| {
-                let peer = &self.peers[index];
-                self.hears(peer, within) && peer.counts()
-            })
-        })
+        let from = self.commit_slot.next();
+        let hears = |member| {
+            let peer = || self.present(member);
+            self.is_me(member) || peer().is_some_and(|peer| self.hears(peer, within))
+        };
+        match &self.role {
+            Role::Leader(_) => self.configurations.is_commit_quorum_from(from, hears),
+            _ => self.configurations.is_quorum_from(from, hears),
+        }
     }
 }
 
@@ -539,7 +578,7 @@ impl Paxos {
         match &self.role {
             Role::Leader(_) => RoleName::Leader,
             Role::Candidate(_) | Role::Adopting(_) | Role::PreCandidate(_) => RoleName::Candidate,
-            Role::Follower if self.votes => RoleName::Follower,
+            Role::Follower if self.votes() => RoleName::Follower,
             Role::Follower => RoleName::Learner,
         }
     }
@@ -611,10 +650,10 @@ impl Paxos {
         peer.heard_at.map(|at| (peer.row, self.now.since(at)))
     }
 
-    /// Whether this replica's votes count.
+    /// Whether this replica's votes count: it remembers, and a configuration names it.
     #[must_use]
     pub fn votes(&self) -> bool {
-        self.votes
+        self.remembers && self.is_named()
     }
 
     /// Who decides what.
@@ -642,6 +681,7 @@ impl Peer {
             ping_seen: 0,
             lease_granted: 0,
             pulse: Pulse::default(),
+            leaves_at: None,
         }
     }
 

@@ -170,9 +170,11 @@ impl Paxos {
             return;
         };
         let (ping, slot) = (*ping, *slot);
-        let confirmed = self.configurations.is_quorum_from(slot.next(), |node| {
-            node == self.settings.node
-                || leader.progress(node).is_some_and(|progress| progress.pong >= ping)
+        // Every quorum that elects a later leader meets one that chooses slots.
+        let confirmed = self.configurations.is_commit_quorum_from(slot.next(), |member| {
+            let peer = leader.progress(member.node);
+            let peer = peer.filter(|progress| progress.incarnation == member.incarnation);
+            self.is_me(member) || peer.is_some_and(|progress| progress.pong >= ping)
         });
         let confirmed = confirmed || self.settings.is(Mutant::ReadWithoutQuorum);
         if !confirmed || self.acceptor.promised() != leader.ballot {

@@ -329,6 +329,14 @@ impl Node {
                 }
                 Notice::Leaderless => tracing::info!("no leader known"),
                 Notice::Campaigning(ballot) => tracing::info!(%ballot, "campaigning"),
+                Notice::Configured { id, settled } => {
+                    tracing::info!(configuration = id, settled, "members");
+                }
+                Notice::StrangeConfiguration(slot) => tracing::error!(
+                    %slot,
+                    "the members in this slot are written in a way that this version cannot read: it \
+                     votes no more; run the version that wrote them"
+                ),
             }
         }
     }

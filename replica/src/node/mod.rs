@@ -298,11 +298,10 @@ impl Node {
     /// What the log gave back, as the core wants it.
     fn restored(&self, genesis: &Genesis) -> Result<Restored, LogError> {
         let recovered = &self.recovered;
-        let (node, incarnation) = (self.options.node, recovered.identity.incarnation);
-        let named = genesis.configuration.votes(node, incarnation);
-        let intact = recovered.damaged.is_empty() && recovered.promise_certain
+        // Another disk than the one that a configuration names is another voter: it remembers all that it
+        // ever promised, and nothing of what it does counts before a configuration names it.
+        let remembers = recovered.damaged.is_empty() && recovered.promise_certain
             || self.options.is(Mutant::TruncateDamaged);
-        let remembers = named && intact;
         // Behind damage stands what may not be the newest that was accepted here. It comes from the
         // peers, and this replica's word does not count: it may have accepted more.
         let commit_slot = recovered.commit_slot.min(recovered.intact_through);

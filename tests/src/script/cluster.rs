@@ -6,8 +6,8 @@ use super::replica::{Read, Replica, founding};
 use super::show;
 use bytes::Bytes;
 use quorate_consensus::{
-    Accept, Configurations, Incarnation, Message, Nanos, NodeId, Paxos, RoleName, Settings, Slot,
-    Value, ValueKind,
+    Accept, Change, Configurations, Incarnation, Message, Nanos, NodeId, Paxos, RoleName, Settings,
+    Slot, Value, ValueKind,
 };
 use std::collections::BTreeMap;
 
@@ -22,6 +22,8 @@ const TRACE_MAX: usize = 1_000;
 pub struct Options {
     /// How many voters, numbered from 1.
     pub nodes: u16,
+    /// How many more replicas, which may be made members.
+    pub spares: u16,
     /// Seeds the election timers (200 to 400 ms). Without one they are a ladder: 200 ms for the
     /// first of `order`, 20 ms more for each further one, so that a script knows who comes first.
     pub seed: Option<u64>,
@@ -49,8 +51,9 @@ impl Options {
     pub fn new(nodes: u16) -> Self {
         Self {
             nodes,
+            spares: 0,
             seed: None,
-            order: (1..=nodes).map(NodeId).collect(),
+            order: Vec::new(),
             cache_bytes_max: 1 << 20,
             catch_up_bytes: 1 << 16,
             window_slots_max: 1024,
@@ -68,11 +71,12 @@ impl Options {
         settings.clock_drift_ppm = self.clock_drift_ppm;
         settings.catch_up_bytes = self.catch_up_bytes;
         settings.window_slots_max = self.window_slots_max;
+        settings.contacts = (1..=self.nodes + self.spares).map(NodeId).collect();
         match self.seed {
             Some(seed) => settings.seed = seed.wrapping_mul(31).wrapping_add(u64::from(node.0)),
             None => {
                 let rung = self.order.iter().position(|other| *other == node);
-                let rung = rung.unwrap_or(self.order.len()) as u64;
+                let rung = rung.unwrap_or(usize::from(node.0) - 1) as u64;
                 settings.election_timeout_min = Nanos::from_millis(200 + 20 * rung);
                 settings.election_timeout_max = settings.election_timeout_min;
             }
@@ -102,14 +106,14 @@ impl Cluster {
     /// All replicas alive, all links up, nothing delivered yet.
     #[must_use]
     pub fn new(options: &Options) -> Self {
-        let nodes: Vec<NodeId> = (1..=options.nodes).map(NodeId).collect();
+        let nodes: Vec<NodeId> = (1..=options.nodes + options.spares).map(NodeId).collect();
         let replica = |node: &NodeId| (*node, Replica::new(options.settings(*node)));
         let configurations = founding(options.nodes);
         let mut cluster = Self {
             now: Nanos(0),
             replicas: nodes.iter().map(replica).collect(),
             network: Network::new(&nodes, options.rows_max),
-            ledger: Ledger::new(configurations.latest().quorum()),
+            ledger: Ledger::new(configurations.latest().clone()),
             configurations,
             record_bytes: options.record_bytes,
             trace: Vec::new(),
@@ -396,7 +400,7 @@ impl Cluster {
         if replica.life.is_some() || replica.poisoned {
             return;
         }
-        replica.start(configurations, commit_max, now);
+        replica.start(&configurations, commit_max, now);
         for peer in self.nodes() {
             self.bring_up(node, peer);
         }
@@ -434,6 +438,46 @@ impl Cluster {
         }
     }
 
+    /// Whether `a` wants a link to `b`: one of its members, or of those it was told to join.
+    fn wants(&self, a: NodeId, b: NodeId) -> bool {
+        let core = self.replicas.get(&a).and_then(Replica::core);
+        core.is_some_and(|core| core.peer_nodes().any(|peer| peer == b))
+    }
+
+    /// A replica has other peers than before: links come and go.
+    pub(super) fn follow_members(&mut self, node: NodeId) {
+        let Some(life) = self.replicas.get_mut(&node).and_then(|replica| replica.life.as_mut())
+        else {
+            return;
+        };
+        let version = life.core.members_version();
+        if life.members_seen.replace(version) == Some(version) {
+            return;
+        }
+        for peer in self.nodes() {
+            if self.wants(node, peer) {
+                self.bring_up(node, peer);
+            } else {
+                self.bring_down(node, peer);
+            }
+        }
+    }
+
+    /// Proposes another set of members; false if the replica refuses.
+    pub fn change(&mut self, node: NodeId, change: &Change) -> bool {
+        match self.event(node, |core, _| core.propose_configuration(change)) {
+            Some(Ok(slot)) => {
+                self.chat(|| format!("{node:?} proposes members at {slot:?}"));
+                true
+            }
+            Some(Err(refusal)) => {
+                self.chat(|| format!("{node:?} refuses: {refusal}"));
+                false
+            }
+            None => false,
+        }
+    }
+
     fn bring_down(&mut self, a: NodeId, b: NodeId) {
         if a != b && self.network.bring_down(a, b) {
             self.link_event(a, b, |core, now, peer| core.on_link_down(now, peer));
@@ -442,7 +486,8 @@ impl Cluster {
 
     fn bring_up(&mut self, a: NodeId, b: NodeId) {
         let live = |node| self.replicas.get(&node).is_some_and(|replica| replica.life.is_some());
-        if a != b && live(a) && live(b) && self.network.bring_up(a, b) {
+        let joined = live(a) && live(b) && self.wants(a, b) && self.wants(b, a);
+        if a != b && joined && self.network.bring_up(a, b) {
             self.link_event(a, b, |core, now, peer| core.on_link_up(now, peer));
         }
     }

@@ -2,19 +2,20 @@
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM]` | a new cluster of N voters (see [`Options`]) |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [spares=K]` | a new cluster of N voters (see [`Options`]) |
 //! | `run 500ms` | time passes, everything is delivered at once |
 //! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
 //! | `settle` | delivers until nothing is in flight |
 //! | `deliver 1 2 [Kind\|accept\|row]` | delivers all of 1 to 2, or the next of that kind; `deliver all` delivers what is in flight now |
-//! | `propose 1 a b`, `read 2` | client requests |
+//! | `propose 1 a b`, `fill 1 500`, `read 2` | client requests |
+//! | `members 1 1,2,4 [learners=5] [quorums=3/2] [readmit=4]` | a change of members (`cluster 3 spares=2` has replicas 4 and 5) |
 //! | `hold-persist 2`, `persist 2 [K]`, `release-persist 2` | durability by hand |
 //! | `crash 1`, `restart 1 [commit=S]`, `wipe 1`, `poison 1`, `pause 1`, `resume 1` | processes and disks |
 //! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
 //! | `stall 1 2`, `unstall 1 2`, `stall-all 1`, `unstall-all 1` | one-way (or both-way) cuts that nobody notices |
 //! | `drop 1 2 Kind`, `dup 1 2 Kind`, `delay 1 2 Kind`, `ghost 1 2` | one control message is lost, doubled, moved behind all others, comes back from an old incarnation |
 //! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0 s3@b0.2`, `... Behind b1.1 s5 s4`, `... Values b1.1 s2 a@b0.2`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1`, `... CatchUpReply s1 s2 a@b1.1 b@b1.1`, `... row b1.1 b1.1 s2 s1 [leading]` | hand-made messages |
-//! | `state`, `log`, `queue`, `chosen` | what is |
+//! | `state`, `log`, `queue`, `chosen`, `configurations` | what is |
 //! | `quietly COMMAND` | the same with news only |
 
 use super::cluster::{Cluster, Options};
@@ -22,7 +23,8 @@ use super::network::{InFlight, Lane};
 use super::show;
 use bytes::Bytes;
 use quorate_consensus::{
-    Accept, Ballot, Entry, Message, Nanos, NodeId, Row, RowFlags, Run, Slot, Value, ValueKind,
+    Accept, Ballot, Change, Entry, Incarnation, Message, Nanos, NodeId, QuorumSizes, Row, RowFlags,
+    Run, Slot, Value, ValueKind,
 };
 
 /// Runs the commands of one script file on one cluster.
@@ -74,7 +76,8 @@ impl Interpreter {
         match command {
             "cluster" => self.new_cluster(arguments),
             "run" | "tick" | "settle" | "deliver" => self.progress(command, arguments),
-            "propose" | "read" => self.request(command, arguments),
+            "propose" | "fill" | "read" => self.request(command, arguments),
+            "members" => self.members(arguments),
             "hold-persist" | "persist" | "release-persist" => self.durability(command, arguments),
             "crash" | "restart" | "wipe" | "poison" | "pause" | "resume" => {
                 self.process(command, arguments)
@@ -85,7 +88,7 @@ impl Interpreter {
             "stall" | "unstall" | "stall-all" | "unstall-all" => self.stalls(command, arguments),
             "drop" | "dup" | "delay" | "ghost" => self.meddle(command, arguments),
             "inject" => self.inject(arguments),
-            "state" | "log" | "queue" | "chosen" => {
+            "state" | "log" | "queue" | "chosen" | "configurations" => {
                 self.print(command);
                 Ok(())
             }
@@ -107,6 +110,7 @@ impl Interpreter {
                 "lease" => options.lease = duration(value)?,
                 "drift" => options.clock_drift_ppm = number(value)?,
                 "rows" => options.rows_max = number(value)?,
+                "spares" => options.spares = number(value)?,
                 "record" => options.record_bytes = number(value)?,
                 _ => return Err(format!("no setting is named {name}")),
             }
@@ -182,9 +186,36 @@ impl Interpreter {
         if command == "read" {
             return self.cluster.read(at).map(|_| ()).ok_or_else(|| "it does not run".to_owned());
         }
+        if command == "fill" {
+            let count: u64 = number(values.first().ok_or("how many?")?)?;
+            for _ in 0..count {
+                self.cluster.propose(at, "f");
+            }
+            return Ok(());
+        }
         for value in values {
             self.cluster.propose(at, value);
         }
+        Ok(())
+    }
+
+    fn members(&mut self, arguments: &[&str]) -> Outcome {
+        let [at, voters, rest @ ..] = arguments else { return Err("where, and who?".to_owned()) };
+        let list = |text: &str| text.split(',').map(node).collect::<Result<Vec<_>, _>>();
+        let mut change = Change { voters: list(voters)?, ..Change::default() };
+        for setting in rest {
+            match setting.split_once('=').ok_or("a setting is name=value")? {
+                ("learners", value) => change.learners = list(value)?,
+                ("readmit", value) => change.readmit = list(value)?,
+                ("quorums", value) => {
+                    let (one, two) = value.split_once('/').ok_or("quorums are 3/2")?;
+                    let (phase_one, phase_two) = (number(one)?, number(two)?);
+                    change.quorums = Some(QuorumSizes { phase_one, phase_two });
+                }
+                (name, _) => return Err(format!("no setting is named {name}")),
+            }
+        }
+        self.cluster.change(node(at)?, &change);
         Ok(())
     }
 
@@ -314,7 +345,7 @@ impl Interpreter {
         };
         let (from, to) = (node(from)?, node(to)?);
         if *kind == "row" {
-            let row = handmade_row(rest)?;
+            let row = Row { incarnation: self.incarnation(from), ..handmade_row(rest)? };
             let news = show::row_news(&Row::default(), &row).unwrap_or_default();
             self.cluster.note(format!("{from:?} => {to:?} row{news} (injected)"));
             self.cluster.event(to, |core, now| core.on_row(now, from, row));
@@ -323,11 +354,16 @@ impl Interpreter {
             self.cluster.note(format!("{from:?} => {to:?} {} (injected)", show::accept(&accept)));
             self.cluster.hand_record(from, to, accept);
         } else {
-            let message = handmade(kind, rest)?;
+            let message = handmade(kind, rest, self.incarnation(from))?;
             self.cluster.note(format!("{from:?} -> {to:?} {} (injected)", show::message(&message)));
             self.cluster.hand_message(from, to, message);
         }
         Ok(())
+    }
+
+    fn incarnation(&self, node: NodeId) -> Incarnation {
+        let replica = self.cluster.replica(node);
+        replica.map_or(Incarnation(0), |replica| replica.settings.incarnation)
     }
 
     fn print(&mut self, what: &str) {
@@ -336,6 +372,7 @@ impl Interpreter {
         let lines: Vec<String> = match what {
             "state" => replicas.map(show::state).collect(),
             "log" => replicas.map(show::log).collect(),
+            "configurations" => replicas.map(show::configurations).collect(),
             "queue" => show::queues(&self.cluster),
             _ => {
                 let chosen = self.cluster.ledger().chosen().iter();
@@ -422,7 +459,7 @@ fn handmade_row(words: &[&str]) -> Result<Row, String> {
     })
 }
 
-fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
+fn handmade(kind: &str, words: &[&str], incarnation: Incarnation) -> Result<Message, String> {
     Ok(match (kind, words) {
         ("Prepare", [under, from]) => {
             Message::Prepare { ballot: ballot(under)?, from: slot(from)? }
@@ -437,6 +474,7 @@ fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
             ballot: ballot(under)?,
             granted: *word == "granted",
             promised: ballot(promised)?,
+            incarnation,
         },
         ("Promise", [under, from, commit, list @ ..]) => {
             let run = |word: &&str| {
@@ -448,6 +486,7 @@ fn handmade(kind: &str, words: &[&str]) -> Result<Message, String> {
                 from: slot(from)?,
                 commit_slot: slot(commit)?,
                 runs: list.iter().map(run).collect::<Result<_, String>>()?,
+                incarnation,
             }
         }
         ("Behind", [under, first, commit]) => Message::Behind {

@@ -10,6 +10,7 @@ impl Cluster {
     /// Makes the first `count` waiting persists durable. Returns the number of the last one.
     pub(super) fn write_disk(&mut self, node: NodeId, count: usize) -> Option<PersistNumber> {
         let replica = self.replicas.get_mut(&node).filter(|replica| !replica.poisoned)?;
+        let member = replica.member();
         let life = replica.life.as_mut()?;
         let mut last = None;
         for _ in 0..count {
@@ -25,7 +26,7 @@ impl Cluster {
                 }
                 Persist::Entry(entry) => {
                     if disk.remembers {
-                        self.ledger.i1_i2_one_chosen_value(node, &entry);
+                        self.ledger.i1_i2_one_chosen_value(member, &entry);
                     }
                     disk.log.insert(entry.slot, entry);
                 }
@@ -51,6 +52,7 @@ impl Cluster {
         }
         self.publish_rows(node);
         self.check(node);
+        self.follow_members(node);
     }
 
     fn take_notices(&mut self, node: NodeId) -> bool {
@@ -101,7 +103,7 @@ impl Cluster {
         while let Some((to, message)) = self.core_mut(node).and_then(Paxos::poll_message) {
             busy = true;
             if let Some(replica) = self.replicas.get(&node) {
-                self.ledger.i9_message_is_durable(node, &replica.disk, &message);
+                self.ledger.i9_message_is_durable(replica.member(), &replica.disk, &message);
             }
             self.network.post_control(node, to, message);
         }

@@ -1,10 +1,14 @@
 //! The invariants, checked after every event against what really happened.
 //!
 //! The ledger sees everything that any replica made durable, and computes from it what is chosen:
-//! a value that a quorum of voters accepted under one ballot. It never forgets. Numbers in names
+//! in slot order, a value that a quorum of the configuration that decides the slot accepted under
+//! one ballot (I11: that configuration is the newest one below the slot in the log of that ballot). It
+//! never forgets. Numbers in names
 //! are those of the reliability plan (I1 to I13).
 
-use quorate_consensus::{Ballot, Entry, Message, NodeId, Row, Slot, Value};
+use quorate_consensus::{
+    Ballot, Configuration, Entry, Member, Message, NodeId, Row, Slot, Value, ValueKind,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is on a replica's disk.
@@ -34,24 +38,37 @@ impl Disk {
 }
 
 /// The history of a cluster, and what it must never contain.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
-    quorum: usize,
+    founding: Configuration,
     proposed: BTreeMap<(Slot, Ballot), Value>,
-    votes: BTreeMap<(Slot, Ballot), BTreeSet<NodeId>>,
+    /// Slots for which some ballot proposed a configuration.
+    configured: BTreeSet<Slot>,
+    votes: BTreeMap<(Slot, Ballot), BTreeSet<Member>>,
     chosen: BTreeMap<Slot, (Ballot, Value)>,
     leaders: BTreeMap<Ballot, NodeId>,
-    promise_told: BTreeMap<NodeId, Ballot>,
+    promise_told: BTreeMap<(NodeId, u64), Ballot>,
     digests: BTreeMap<Slot, u64>,
     commit_max: Slot,
     violations: Vec<String>,
 }
 
 impl Ledger {
-    /// Of a cluster in which `quorum` voters decide.
+    /// Of a cluster in which `founding` decides the first slot.
     #[must_use]
-    pub fn new(quorum: usize) -> Self {
-        Self { quorum, ..Self::default() }
+    pub fn new(founding: Configuration) -> Self {
+        Self {
+            founding,
+            proposed: BTreeMap::new(),
+            configured: BTreeSet::new(),
+            votes: BTreeMap::new(),
+            chosen: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            promise_told: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            commit_max: Slot::ZERO,
+            violations: Vec::new(),
+        }
     }
 
     /// What went wrong since this was last asked.
@@ -85,6 +102,9 @@ impl Ledger {
 
     /// One proposer, one value: under a ballot a slot never has two.
     pub fn one_value_per_ballot(&mut self, slot: Slot, ballot: Ballot, value: &Value) {
+        if value.kind == ValueKind::Configuration {
+            self.configured.insert(slot);
+        }
         let before = self.proposed.entry((slot, ballot)).or_insert_with(|| value.clone()).clone();
         self.require(before == *value, || {
             format!("two values for {slot:?} under {ballot:?}: {before:?} and {value:?}")
@@ -92,27 +112,74 @@ impl Ledger {
     }
 
     /// I1 and I2: at most one value is chosen for a slot, for ever. Called for each entry that
-    /// became durable at a voter.
-    pub fn i1_i2_one_chosen_value(&mut self, node: NodeId, entry: &Entry) {
-        let key = (entry.slot, entry.ballot);
-        let votes = self.votes.entry(key).or_default();
-        votes.insert(node);
-        if votes.len() < self.quorum {
+    /// became durable at a replica.
+    pub fn i1_i2_one_chosen_value(&mut self, member: Member, entry: &Entry) {
+        self.votes.entry((entry.slot, entry.ballot)).or_default().insert(member);
+        self.count(entry.slot, entry.ballot, &entry.value);
+    }
+
+    fn count(&mut self, slot: Slot, ballot: Ballot, value: &Value) {
+        // In order: what is accepted behind a slot that is not chosen is not chosen either.
+        if slot > Slot(1) && !self.chosen.contains_key(&slot.previous()) {
             return;
         }
-        match self.chosen.get(&entry.slot) {
+        let Some(deciding) = self.deciding(slot, ballot) else { return };
+        let votes = self.votes.get(&(slot, ballot));
+        if !deciding.is_quorum(|member| votes.is_some_and(|votes| votes.contains(&member))) {
+            return;
+        }
+        match self.chosen.get(&slot) {
             None => {
-                self.chosen.insert(entry.slot, (entry.ballot, entry.value.clone()));
+                self.chosen.insert(slot, (ballot, value.clone()));
+                let next = slot.next();
+                let waiting: Vec<_> = self
+                    .proposed
+                    .range((next, Ballot::ZERO)..(next.next(), Ballot::ZERO))
+                    .map(|(&(slot, ballot), value)| (slot, ballot, value.clone()))
+                    .collect();
+                for (slot, ballot, value) in waiting {
+                    self.count(slot, ballot, &value);
+                }
             }
-            Some((ballot, value)) if *value != entry.value => {
+            Some((before, chosen)) if chosen != value => {
                 let what = format!(
-                    "I1: {:?} has {value:?} chosen under {ballot:?} and {:?} under {:?}",
-                    entry.slot, entry.value, entry.ballot
+                    "I1: {slot:?} has {chosen:?} chosen under {before:?} and {value:?} under {ballot:?}"
                 );
                 self.violations.push(what);
             }
             Some(_) => {}
         }
+    }
+
+    /// Who decides `slot` under `ballot`; nobody if the log of this ballot has another configuration
+    /// somewhere than was chosen there.
+    fn deciding(&self, slot: Slot, ballot: Ballot) -> Option<Configuration> {
+        let mut newest = None;
+        for at in self.configured.range(..slot).rev() {
+            let chosen = self.chosen.get(at).map(|(_, value)| value);
+            let proposed = self.proposed.get(&(*at, ballot));
+            if proposed.is_some() && chosen.is_some() && proposed != chosen {
+                return None;
+            }
+            let value = proposed.or(chosen).filter(|value| value.kind == ValueKind::Configuration);
+            newest = newest.or(value.and_then(|value| Configuration::decode(&value.bytes)));
+        }
+        Some(newest.unwrap_or_else(|| self.founding.clone()))
+    }
+
+    /// The configuration that decides the slot behind the last one chosen.
+    #[must_use]
+    pub fn configuration(&self) -> Configuration {
+        self.configuration_at(Slot(u64::MAX))
+    }
+
+    /// The configuration that decides `slot`, as far as it is chosen.
+    #[must_use]
+    pub fn configuration_at(&self, slot: Slot) -> Configuration {
+        let chosen = self.chosen.range(..slot).rev().map(|(_, (_, value))| value);
+        let mut known = chosen.filter(|value| value.kind == ValueKind::Configuration);
+        let known = known.find_map(|value| Configuration::decode(&value.bytes));
+        known.unwrap_or_else(|| self.founding.clone())
     }
 
     /// I3: a promise never goes back, on the disk or from one life to the next.
@@ -184,7 +251,8 @@ impl Ledger {
     }
 
     /// I9, control lane: a message that needs durability left only after it.
-    pub fn i9_message_is_durable(&mut self, node: NodeId, disk: &Disk, message: &Message) {
+    pub fn i9_message_is_durable(&mut self, member: Member, disk: &Disk, message: &Message) {
+        let node = member.node;
         match message {
             Message::Prepare { ballot, .. } => {
                 self.require(disk.promised >= *ballot, || {
@@ -192,9 +260,10 @@ impl Ledger {
                 });
             }
             Message::Promise { ballot, runs, .. } => {
-                let told = self.promise_told.get(&node).copied().unwrap_or_default();
+                let life = (node, member.incarnation.0);
+                let told = self.promise_told.get(&life).copied().unwrap_or_default();
                 self.i3_promise_monotone(node, told, *ballot);
-                self.promise_told.insert(node, *ballot);
+                self.promise_told.insert(life, *ballot);
                 let held = runs.iter().all(|run| {
                     (run.first.0..=run.last.0).all(|slot| {
                         let entry = disk.log.get(&Slot(slot));

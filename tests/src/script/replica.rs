@@ -3,7 +3,7 @@
 use super::ledger::Disk;
 use quorate_consensus::{
     Configuration, Configurations, Entry, Incarnation, LogRead, Member, Nanos, NodeId, Paxos,
-    Persist, PersistNumber, ReadReady, Restored, Settings, Slot, Value,
+    Persist, PersistNumber, ReadReady, Restored, Settings, Slot, Value, ValueKind,
 };
 use std::collections::VecDeque;
 
@@ -40,6 +40,8 @@ pub struct Life {
     pub checked_commit: Slot,
     /// A chain over all applied values.
     pub digest: u64,
+    /// The peers that it had links to were those of this version of its members.
+    pub members_seen: Option<u64>,
     /// Reads that the core has not released.
     pub reads: VecDeque<Read>,
     /// Reads that wait for the state machine.
@@ -63,6 +65,14 @@ pub struct Replica {
     pub paused: bool,
     /// Its disk failed: nothing becomes durable any more.
     pub poisoned: bool,
+}
+
+impl Replica {
+    /// Who it is, with the disk that it has now.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        Member { node: self.node, incarnation: self.settings.incarnation }
+    }
 }
 
 /// The founding configuration of `count` voters.
@@ -101,14 +111,21 @@ impl Replica {
 
     /// Loses its disk while crashed: what it promised and accepted is forgotten.
     pub fn wipe(&mut self) {
-        self.disk = Disk { remembers: false, ..Disk::fresh() };
+        self.disk = Disk::fresh();
         self.settings.incarnation = Incarnation(self.settings.incarnation.0 + 1000);
     }
 
-    /// Starts from its disk. `commit_max` forgets commits above it, as a log may whose newest
+    /// Starts from its disk, `founding` being the first configuration. `commit_max` forgets commits above it, as a log may whose newest
     /// records carry an older commit slot.
-    pub fn start(&mut self, configurations: Configurations, commit_max: Slot, now: Nanos) {
+    pub fn start(&mut self, founding: &Configurations, commit_max: Slot, now: Nanos) {
         let commit_slot = self.disk.commit_slot.min(commit_max);
+        let mut configurations = founding.clone();
+        for (slot, entry) in self.disk.log.range(..=commit_slot) {
+            let known = Configuration::decode(&entry.value.bytes);
+            let known = known.filter(|_| entry.value.kind == ValueKind::Configuration);
+            configurations.note(*slot, known);
+        }
+        let configurations = configurations.as_of(commit_slot);
         let mut accepted = Vec::new();
         let mut slot = commit_slot.next();
         while let Some(entry) = self.disk.log.get(&slot) {
@@ -123,8 +140,10 @@ impl Replica {
             configurations,
             remembers: self.disk.remembers,
         };
+        let core = Paxos::new(self.settings.clone(), restored, now);
         self.life = Some(Life {
-            core: Paxos::new(self.settings.clone(), restored, now),
+            members_seen: Some(core.members_version()),
+            core,
             pending: VecDeque::new(),
             emitted: 0,
             checked_commit: Slot::ZERO,

@@ -3,7 +3,8 @@
 use super::cluster::Cluster;
 use super::replica::Replica;
 use quorate_consensus::{
-    Accept, Entry, Message, NodeId, Notice, Row, RowFlags, Run, Slot, Value, ValueKind,
+    Accept, Configuration, Entry, Member, Message, NodeId, Notice, QuorumSizes, Row, RowFlags, Run,
+    Slot, Value, ValueKind,
 };
 use std::fmt::Write as _;
 
@@ -12,10 +13,36 @@ use std::fmt::Write as _;
 pub fn value(value: &Value) -> String {
     match value.kind {
         ValueKind::Noop => "-".to_owned(),
-        ValueKind::Commands | ValueKind::Configuration => {
-            String::from_utf8_lossy(&value.bytes).into_owned()
-        }
+        ValueKind::Commands => String::from_utf8_lossy(&value.bytes).into_owned(),
+        ValueKind::Configuration => match Configuration::decode(&value.bytes) {
+            Some(known) => configuration(&known),
+            None => "#?".to_owned(),
+        },
     }
+}
+
+/// `#2{1 2 4}`: the number of a configuration and its voters, with the life of a disk that is not the
+/// first, then learners behind a plus, other quorums than majorities, and `!` if it is settled.
+#[must_use]
+pub fn configuration(known: &Configuration) -> String {
+    let member = |member: &Member| {
+        let life = member.incarnation.0 / 1000;
+        if life == 0 { member.node.to_string() } else { format!("{}'{life}", member.node) }
+    };
+    let voters: Vec<_> = known.voters.iter().map(member).collect();
+    let learners: Vec<_> = known.learners.iter().map(|learner| learner.node.to_string()).collect();
+    let mut text = format!("#{}{{{}", known.id, voters.join(" "));
+    if !learners.is_empty() {
+        let _ = write!(text, "+{}", learners.join(" "));
+    }
+    text.push('}');
+    if let Some(QuorumSizes { phase_one, phase_two }) = known.quorums {
+        let _ = write!(text, "{phase_one}/{phase_two}");
+    }
+    if known.settled {
+        text.push('!');
+    }
+    text
 }
 
 /// `s3` or `s3..s7`.
@@ -81,12 +108,12 @@ pub fn message(message: &Message) -> String {
         Message::PreVote { ballot, commit_slot } => {
             format!("{kind} {ballot:?} commit {commit_slot:?}")
         }
-        Message::PreVoteReply { ballot, granted, promised } => {
+        Message::PreVoteReply { ballot, granted, promised, .. } => {
             let word = if *granted { "granted" } else { "refused" };
             format!("{kind} {ballot:?} {word}, promised {promised:?}")
         }
         Message::Prepare { ballot, from } => format!("{kind} {ballot:?} from {from:?}"),
-        Message::Promise { ballot, from, commit_slot, runs: list } => {
+        Message::Promise { ballot, from, commit_slot, runs: list, .. } => {
             let list = runs(list);
             format!("{kind} {ballot:?} from {from:?} commit {commit_slot:?} accepted {list}")
         }
@@ -163,6 +190,9 @@ pub fn notice(node: NodeId, notice: &Notice) -> String {
         Notice::Following(ballot) => format!("{node:?} follows {ballot:?}"),
         Notice::Leaderless => format!("{node:?} is without a leader"),
         Notice::Campaigning(ballot) => format!("{node:?} campaigns under {ballot:?}"),
+        Notice::Configured { id, settled: false } => format!("{node:?} is in configuration #{id}"),
+        Notice::Configured { id, .. } => format!("{node:?} is in configuration #{id}, settled"),
+        Notice::StrangeConfiguration(slot) => format!("{node:?} cannot read {slot:?}"),
     }
 }
 
@@ -190,6 +220,18 @@ pub fn state(replica: &Replica) -> String {
         }
     }
     line
+}
+
+/// The configurations that matter to a replica, with the slots that they stand in, and its peers.
+#[must_use]
+pub fn configurations(replica: &Replica) -> String {
+    let node = replica.node;
+    let Some(core) = replica.core() else { return format!("{node:?} crashed") };
+    let known = core.configurations().iter();
+    let known: Vec<_> =
+        known.map(|(slot, known)| format!("{slot:?} {}", configuration(known))).collect();
+    let peers: Vec<_> = core.peer_nodes().map(|peer| peer.to_string()).collect();
+    format!("{node:?} {} peers {}", known.join(", "), peers.join(" "))
 }
 
 /// What is on a replica's disk.

@@ -1,12 +1,15 @@
 //! Random walks: the cluster of the scripts driven by seeded chance, faults and all, then healed.
 //!
 //! Each seed draws which faults it has and how often (a swarm: no walk has all of them), walks, and
-//! must then find a leader, have a fresh write applied everywhere, and keep that leader.
+//! must then find a leader, have a fresh write applied by all members, and keep that leader. Who is a
+//! member changes at random too: any set to any set.
 
 use super::cluster::{Cluster, Options};
 use super::replica::Replica;
 use super::show;
-use quorate_consensus::{Nanos, NodeId, Slot};
+use quorate_consensus::{
+    Change, Configuration, Member, Nanos, NodeId, QuorumSizes, Slot, ValueKind,
+};
 use std::collections::BTreeMap;
 
 /// Events of one walk.
@@ -57,6 +60,7 @@ enum Event {
     Meddle,
     Ghost,
     Lose,
+    Change,
 }
 
 /// What is always possible, and how often.
@@ -69,7 +73,7 @@ const ALWAYS: [(Event, u64); 5] = [
 ];
 
 /// Faults: each seed has about half of them, with their remedies.
-const FAULTS: [(&[Event], u64); 8] = [
+const FAULTS: [(&[Event], u64); 9] = [
     (&[Event::Persist, Event::Persist, Event::Persist, Event::HoldPersists], 3),
     (&[Event::Crash, Event::Restart, Event::Restart], 1),
     (&[Event::Disconnect, Event::Connect], 3),
@@ -78,6 +82,7 @@ const FAULTS: [(&[Event], u64); 8] = [
     (&[Event::Pause], 2),
     (&[Event::Meddle, Event::Ghost], 4),
     (&[Event::Lose], 1),
+    (&[Event::Change], 4),
 ];
 
 /// What became of one walk.
@@ -87,8 +92,14 @@ pub struct Walked {
     pub wrong: Vec<String>,
     /// How many control messages of each kind were delivered.
     pub delivered: BTreeMap<&'static str, u64>,
+    /// Members were lost while a change that needs them was under way: no recovery was asked for.
+    pub stuck: bool,
     /// How many slots were chosen.
     pub chosen: u64,
+    /// How many changes of members were proposed.
+    pub changes: u64,
+    /// The number of the configuration at the end: how many changes were chosen, and one.
+    pub configuration: u64,
 }
 
 /// One walk.
@@ -98,8 +109,9 @@ struct Walk {
     chance: Chance,
     weights: Vec<(Event, u64)>,
     proposals: u64,
-    /// Members that lost their disk or whose disk failed: never a majority.
-    lost: Vec<NodeId>,
+    changes: u64,
+    /// Those whose disk is lost or failed: never so many that a configuration lacks a quorum.
+    lost: Vec<Member>,
 }
 
 /// Walks by `seed`. With `aloud`, the trace is written to standard error as it comes.
@@ -116,12 +128,16 @@ pub fn walk(seed: u64, aloud: bool) -> Walked {
             break;
         }
     }
-    if walked.wrong.is_empty() {
+    // A change may name a disk that was lost in the moment before: nothing helps then, but that disk.
+    walked.stuck = !walk.may_lose(None);
+    if walked.wrong.is_empty() && !walked.stuck {
         walk.heal();
         walked.wrong = walk.recovers().err().into_iter().collect();
         walked.wrong.extend(walk.cluster.take_violations());
     }
     walked.delivered = walk.cluster.delivered().clone();
+    walked.changes = walk.changes;
+    walked.configuration = walk.cluster.ledger().configuration().id;
     walked.chosen = walk.cluster.ledger().chosen().len() as u64;
     walked
 }
@@ -131,6 +147,7 @@ impl Walk {
         let mut chance = Chance(seed);
         let mut options = Options::new([3, 3, 5, 5, 2, 4][chance.below(6) as usize]);
         options.seed = Some(seed);
+        options.spares = [0, 1, 2, 3][chance.below(4) as usize];
         // Small memories and small messages: catching up takes several steps.
         options.cache_bytes_max = [8, 64, 1 << 20][chance.below(3) as usize];
         options.catch_up_bytes = [40, 200, 1 << 16][chance.below(3) as usize];
@@ -144,7 +161,8 @@ impl Walk {
                 weights.extend(events.iter().map(|event| (*event, weight)));
             }
         }
-        Self { cluster: Cluster::new(&options), chance, weights, proposals: 0, lost: Vec::new() }
+        let cluster = Cluster::new(&options);
+        Self { cluster, chance, weights, proposals: 0, changes: 0, lost: Vec::new() }
     }
 
     fn any_node(&mut self) -> NodeId {
@@ -187,6 +205,7 @@ impl Walk {
                 self.cluster.tick(Nanos::from_millis(time), &nodes);
             }
             Event::Propose => self.propose(),
+            Event::Change => self.change(),
             Event::Read => {
                 let node = self.any_node();
                 self.cluster.read(node);
@@ -224,6 +243,52 @@ impl Walk {
         }
     }
 
+    /// A random set of members, some of them with other disks than before, some as learners only.
+    fn change(&mut self) {
+        let leaders = self.cluster.leaders();
+        let Some(leader) = self.chance.one_of(&leaders) else { return };
+        let mut change = Change::default();
+        let voters = self.chance.below(5) + 1;
+        for node in self.cluster.nodes() {
+            match self.chance.below(8) {
+                0..=4 if (change.voters.len() as u64) < voters => change.voters.push(node),
+                5 => change.learners.push(node),
+                _ => {}
+            }
+        }
+        let electors = change.voters.len() as u64;
+        if electors > 0 && self.chance.below(4) == 0 {
+            let phase_two = self.chance.below(electors) + 1;
+            let phase_one = electors + 1 - phase_two + self.chance.below(phase_two);
+            change.quorums =
+                Some(QuorumSizes { phase_one: phase_one as u16, phase_two: phase_two as u16 });
+        }
+        change.readmit = self.lost.iter().map(|member| member.node).collect();
+        self.changes += u64::from(self.cluster.change(leader, &change));
+    }
+
+    /// Whether every configuration that may still decide something has a quorum without those that are
+    /// lost already, and without `member`.
+    fn may_lose(&self, member: Option<Member>) -> bool {
+        let nodes = self.cluster.nodes();
+        let replicas: Vec<&Replica> =
+            nodes.iter().filter_map(|node| self.cluster.replica(*node)).collect();
+        let commit = replicas.iter().map(|replica| replica.disk.commit_slot).min();
+        let commit = commit.unwrap_or_default();
+        let mut known = vec![self.cluster.ledger().configuration_at(commit.next())];
+        for replica in replicas {
+            let entries = replica.disk.log.values().filter(|entry| {
+                entry.slot > commit && entry.value.kind == ValueKind::Configuration
+            });
+            known.extend(entries.filter_map(|entry| Configuration::decode(&entry.value.bytes)));
+            if let Some(core) = replica.core() {
+                known.extend(core.configurations().iter().map(|(_, known)| known.clone()));
+            }
+        }
+        let stays = |other: Member| Some(other) != member && !self.lost.contains(&other);
+        known.iter().all(|known| known.is_quorum(stays) && known.is_election_quorum(stays))
+    }
+
     fn hold_persists(&mut self, node: NodeId, holds: bool) {
         if let Some(replica) = self.cluster.replica_mut(node) {
             replica.holds_persists = holds;
@@ -235,7 +300,7 @@ impl Walk {
 
     fn process(&mut self, event: Event) {
         let node = self.any_node();
-        let may_lose = 2 * (self.lost.len() + 1) < self.cluster.nodes().len();
+        let member = self.cluster.replica(node).map(Replica::member).unwrap_or_default();
         match event {
             Event::Crash => self.cluster.crash(node),
             Event::Restart => {
@@ -248,9 +313,10 @@ impl Walk {
                 let pauses = self.chance.below(3) == 0;
                 self.pause(node, pauses);
             }
-            _ if !may_lose || self.lost.contains(&node) || self.chance.below(3) > 0 => {}
+            _ if self.chance.below(3) > 0 || self.lost.contains(&member) => {}
+            _ if !self.may_lose(Some(member)) => {}
             _ => {
-                self.lost.push(node);
+                self.lost.push(member);
                 if self.chance.below(2) == 0 {
                     self.cluster.poison(node);
                 } else {
@@ -343,6 +409,7 @@ impl Walk {
             self.cluster.run(Nanos::from_millis(50));
             if let Some(fresh) = fresh
                 && self.everyone_applied(fresh)
+                && self.leader_stays()
             {
                 break;
             }
@@ -366,20 +433,31 @@ impl Walk {
         let waits = |replica: &Replica| {
             replica.life.as_ref().is_some_and(|life| !life.reads.is_empty()) && !replica.poisoned
         };
-        let nodes = self.cluster.nodes();
+        let known = self.cluster.ledger().configuration();
+        let mut nodes = self.cluster.nodes();
+        nodes.retain(|node| known.names(*node));
         match nodes.iter().find(|node| self.cluster.replica(**node).is_some_and(waits)) {
             Some(node) => Err(format!("a read at {node:?} is never answered:\n{}", self.states())),
             None => Ok(()),
         }
     }
 
-    /// Everyone but those whose disk failed, which may lack what they could not keep.
+    /// Whether the leader is a voter: one that removed itself is about to step down.
+    fn leader_stays(&self) -> bool {
+        let known = self.cluster.ledger().configuration();
+        let electors: Vec<NodeId> = known.electors().map(|member| member.node).collect();
+        matches!(&self.cluster.leaders()[..], [leader] if electors.contains(leader))
+    }
+
+    /// Every member but those whose disk failed, which may lack what they could not keep.
     fn everyone_applied(&self, slot: Slot) -> bool {
-        let nodes = self.cluster.nodes();
+        let known = self.cluster.ledger().configuration();
+        let mut nodes = self.cluster.nodes();
+        nodes.retain(|node| known.names(*node));
         let mut replicas = nodes.iter().filter_map(|node| self.cluster.replica(*node));
         replicas.all(|replica| {
             replica.poisoned || replica.core().is_some_and(|core| core.applied_slot() >= slot)
-        })
+        }) && known.settled
     }
 
     fn leading(&self) -> Vec<(NodeId, quorate_consensus::Ballot)> {
@@ -391,6 +469,8 @@ impl Walk {
     fn states(&self) -> String {
         let nodes = self.cluster.nodes();
         let lines = nodes.iter().filter_map(|node| self.cluster.replica(*node)).map(show::state);
-        lines.collect::<Vec<_>>().join("\n")
+        let nodes = nodes.iter().filter_map(|node| self.cluster.replica(*node));
+        let known = nodes.map(show::configurations);
+        lines.chain(known).collect::<Vec<_>>().join("\n")
     }
 }

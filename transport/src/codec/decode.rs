@@ -98,13 +98,15 @@ impl Cursor {
             }
             kind::PRE_VOTE_REPLY => {
                 let (ballot, promised) = (self.ballot()?, self.ballot()?);
-                Message::PreVoteReply { ballot, promised, granted: self.flag()? }
+                let incarnation = Incarnation(self.u64()?);
+                Message::PreVoteReply { ballot, promised, incarnation, granted: self.flag()? }
             }
             kind::PREPARE => Message::Prepare { ballot: self.ballot()?, from: self.slot()? },
             kind::PROMISE => Message::Promise {
                 ballot: self.ballot()?,
                 from: self.slot()?,
                 commit_slot: self.slot()?,
+                incarnation: Incarnation(self.u64()?),
                 runs: self.runs()?,
             },
             kind::NACK => Message::Nack { ballot: self.ballot()?, promised: self.ballot()? },

@@ -49,8 +49,8 @@ pub fn encode(message: &Message, into: &mut BytesMut) -> Result<(), EncodeError>
 pub fn encoded_len(message: &Message) -> usize {
     let fixed = match message {
         Message::PreVote { .. } | Message::Prepare { .. } | Message::Nack { .. } => 16,
-        Message::PreVoteReply { .. } => 17,
-        Message::Promise { runs, .. } => 28 + RUN_BYTES * runs.len(),
+        Message::PreVoteReply { .. } => 25,
+        Message::Promise { runs, .. } => 36 + RUN_BYTES * runs.len(),
         Message::Fetch { .. } | Message::Behind { .. } => 24,
         Message::Values { .. } => 12,
         Message::CatchUpRequest { .. } => 12,
@@ -96,13 +96,13 @@ fn entries_of(message: &Message) -> &[Entry] {
 fn put_fixed(message: &Message, into: &mut BytesMut) {
     match message {
         Message::PreVote { ballot, commit_slot } => put(into, *ballot, &[commit_slot.0]),
-        Message::PreVoteReply { ballot, granted, promised } => {
-            put(into, *ballot, &[promised.pack()]);
+        Message::PreVoteReply { ballot, granted, promised, incarnation } => {
+            put(into, *ballot, &[promised.pack(), incarnation.0]);
             into.put_u8(u8::from(*granted));
         }
         Message::Prepare { ballot, from } => put(into, *ballot, &[from.0]),
-        Message::Promise { ballot, from, commit_slot, runs } => {
-            put(into, *ballot, &[from.0, commit_slot.0]);
+        Message::Promise { ballot, from, commit_slot, runs, incarnation } => {
+            put(into, *ballot, &[from.0, commit_slot.0, incarnation.0]);
             put_runs(into, runs);
         }
         Message::Nack { ballot, promised } => put(into, *ballot, &[promised.pack()]),

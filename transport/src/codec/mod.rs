@@ -7,7 +7,7 @@
 //! | 0 | magic `QM`, version u8, type u8 |
 //! | 4 | CRC-32C of bytes 0..4, 8..12 and the fixed part, u32 |
 //! | 8 | length of the fixed part, u32 |
-//! | 12 | the fixed part: the fields in the order of `Message`, then its bytes or its table |
+//! | 12 | the fixed part: the fields in the order of `encode.rs`, then its bytes or its table |
 //! | … | the payloads of the values in the table, one after the other |
 //!
 //! The checksum covers everything but those payloads, and each of them has its own, made by its

@@ -44,13 +44,19 @@ fn messages() -> impl Strategy<Value = Message> {
     let elections = prop_oneof![
         (ballots(), slots())
             .prop_map(|(ballot, commit_slot)| Message::PreVote { ballot, commit_slot }),
-        (ballots(), any::<bool>(), ballots()).prop_map(|(ballot, granted, promised)| {
-            Message::PreVoteReply { ballot, granted, promised }
-        }),
+        (ballots(), any::<bool>(), ballots(), any::<u64>()).prop_map(
+            |(ballot, granted, promised, word)| {
+                let incarnation = Incarnation(word);
+                Message::PreVoteReply { ballot, granted, promised, incarnation }
+            }
+        ),
         (ballots(), slots()).prop_map(|(ballot, from)| Message::Prepare { ballot, from }),
-        (ballots(), slots(), slots(), runs()).prop_map(|(ballot, from, commit_slot, runs)| {
-            Message::Promise { ballot, from, commit_slot, runs }
-        }),
+        (ballots(), slots(), slots(), runs(), any::<u64>()).prop_map(
+            |(ballot, from, commit_slot, runs, word)| {
+                let incarnation = Incarnation(word);
+                Message::Promise { ballot, from, commit_slot, runs, incarnation }
+            }
+        ),
         (ballots(), ballots()).prop_map(|(ballot, promised)| Message::Nack { ballot, promised }),
         (ballots(), slots(), slots()).prop_map(|(ballot, first, last)| Message::Fetch {
             ballot,

@@ -202,6 +202,7 @@ fn uniform_row(number: u64) -> Row {
         pong: number,
         lease_asked: number as u32,
         lease_granted: number as u32,
+        incarnation: quorate_consensus::Incarnation(number),
         flags: quorate_consensus::RowFlags(number),
     }
 }
