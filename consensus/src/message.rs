@@ -207,6 +207,32 @@ pub enum Message {
         /// Entries from `first` on, without a hole, every one at or below `commit_slot`.
         entries: Vec<Entry>,
     },
+    /// Asks any replica for blocks of a checkpoint: of the named one, or else of its newest.
+    SnapshotRequest {
+        /// A checkpoint of a lower slot does not help.
+        at_least: Slot,
+        /// The checkpoint of which the sender has some blocks; 0 for none.
+        slot: Slot,
+        /// Its digest: the fingerprint of all that was applied up to it.
+        digest: u64,
+        /// The first block of it that the sender lacks.
+        first: u64,
+        /// The answer holds at most so many bytes of blocks, but at least one block.
+        bytes_max: u32,
+    },
+    /// Blocks of a checkpoint.
+    SnapshotReply {
+        /// The checkpoint; 0 if the sender has none that helps.
+        slot: Slot,
+        /// Its digest.
+        digest: u64,
+        /// How many blocks it has.
+        blocks: u64,
+        /// The number of the first block that follows.
+        first: u64,
+        /// Whole blocks, one behind the other; each has its own checksums.
+        bytes: Bytes,
+    },
     /// Client commands on their way to the leader: groups as [`crate::batch`] has them.
     Forward {
         /// The groups, concatenated; each is whole.

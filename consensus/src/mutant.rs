@@ -44,6 +44,8 @@ pub enum Mutant {
     AmnesiacVotes,
     /// Damaged slots are taken for empty, and the replica votes.
     TruncateDamaged,
+    /// The session table does not come with a checkpoint.
+    DropSessionsOnSnapshot,
     /// Commands that come again are applied again.
     ApplyTwice,
     /// Commands behind a hole in their session are applied.

@@ -5,6 +5,8 @@
 //! (something before it was lost on the way) is rejected, and certainly did not happen. The table is
 //! changed only while chosen batches are applied, so that all replicas hold the same one.
 
+mod image;
+
 use crate::Slot;
 use crate::batch::{GroupHeader, SessionCommand, put_item, take_item};
 use alloc::collections::{BTreeMap, VecDeque};

@@ -68,6 +68,18 @@ impl Window {
         }
     }
 
+    /// Drops everything below `first`, which becomes the first slot, whether or not it is held.
+    pub(crate) fn begin_at(&mut self, first: Slot) {
+        while self.first < first {
+            let Some((_, value)) = self.entries.pop_front() else {
+                self.first = first;
+                return;
+            };
+            self.bytes -= value.bytes.len();
+            self.first = self.first.next();
+        }
+    }
+
     /// Drops everything at or above `slot`.
     pub(crate) fn truncate(&mut self, slot: Slot) {
         while self.last() >= slot {

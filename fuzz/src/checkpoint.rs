@@ -16,8 +16,8 @@ const CHANGES_MAX: usize = 6;
 const BLOCK_FIELDS: [(usize, usize); 9] =
     [(8, 8), (16, 8), (24, 8), (32, 8), (40, 4), (44, 4), (48, 4), (52, 1), (53, 1)];
 /// The same of a certificate, without its checksum.
-const CERTIFICATE_FIELDS: [(usize, usize); 8] =
-    [(8, 4), (16, 8), (24, 8), (32, 8), (40, 8), (48, 8), (56, 4), (60, 4)];
+const CERTIFICATE_FIELDS: [(usize, usize); 9] =
+    [(8, 4), (16, 8), (24, 8), (32, 8), (40, 8), (48, 8), (56, 4), (60, 4), (64, 8)];
 
 /// An image that is written, then blocks and certificates forged, with right checksums or wrong
 /// ones. What is read is the beginning of the image, and all of it where nothing is reported; every
@@ -85,7 +85,7 @@ pub fn checkpoint(data: &[u8]) {
     if let Ok(mut writer) = store.create(next)
         && writer.write(&image).is_ok()
         && let Ok(finished) = writer.finish()
-        && let Ok(installed) = store.install(finished)
+        && let Ok(installed) = store.install(finished, Slot(0))
     {
         store.verify(&installed).expect("what was just written");
     }
@@ -97,7 +97,7 @@ fn write(medium: &Arc<FuzzMedium>, image: &[u8]) -> Option<Checkpoint> {
     let mut writer = store.create(id).ok()?;
     writer.write(image).ok()?;
     let finished = writer.finish().ok()?;
-    store.install(finished).ok()
+    store.install(finished, Slot(0)).ok()
 }
 
 fn send(store: &CheckpointStore, checkpoint: &Checkpoint, image: Option<&Vec<u8>>) {
@@ -111,7 +111,7 @@ fn send(store: &CheckpointStore, checkpoint: &Checkpoint, image: Option<&Vec<u8>
         }
     }
     let Ok(finished) = receiver.finish() else { return };
-    let Ok(installed) = peer.install(finished) else { return };
+    let Ok(installed) = peer.install(finished, Slot(0)) else { return };
     let mut read = Vec::new();
     let whole = peer.reader(&installed).is_ok_and(|mut from| from.read_to_end(&mut read).is_ok());
     assert!(whole, "what a peer installed reads back");

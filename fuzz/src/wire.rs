@@ -105,6 +105,20 @@ fn messages() -> Vec<Message> {
         Message::ReadIndexReply { id: 5, slot: Some(slot) },
         Message::Fresh { incarnation: Incarnation(99) },
         Message::Genesis { document: Bytes::from_static(b"document") },
+        Message::SnapshotRequest {
+            at_least: Slot(7),
+            slot: Slot(9),
+            digest: 5,
+            first: 2,
+            bytes_max: 1 << 20,
+        },
+        Message::SnapshotReply {
+            slot: Slot(9),
+            digest: 5,
+            blocks: 3,
+            first: 2,
+            bytes: Bytes::from_static(b"a block"),
+        },
         Message::Goodbye { to: NodeId(3), reason: Bytes::from_static(b"restarting") },
     ]
 }

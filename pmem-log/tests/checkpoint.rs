@@ -46,7 +46,7 @@ fn take(
         writer.write(piece)?;
     }
     let finished = writer.finish()?;
-    let checkpoint = store.install(finished)?;
+    let checkpoint = store.install(finished, Slot(0))?;
     store.prune(&[]).map_err(|error| CheckpointError::Failed { what: error.to_string().into() })?;
     Ok(checkpoint)
 }
@@ -190,7 +190,7 @@ fn receive(
         let blocks = peer.0.blocks(&peer.1, receiver.next(), BLOCK_BYTES)?;
         receiver.take(&blocks)?;
     }
-    store.install(receiver.finish()?)?;
+    store.install(receiver.finish()?, peer.1.id.slot.next())?;
     store.prune(&[]).map_err(|error| CheckpointError::Failed { what: error.to_string().into() })?;
     Ok(resumed)
 }
@@ -213,7 +213,15 @@ fn a_half_received_checkpoint_is_gone_on_with_from_another_source_of_the_same_on
     let crashed = medium.crashed(|| false);
     assert_eq!(open(&crashed).partial(), Some((id(30), 4)));
     assert_eq!(receive(&crashed, &second).unwrap(), 4, "all was durable that was taken");
-    let store = open(&crashed);
+    let mut store = open(&crashed);
+    assert_eq!(store.log_from(), Slot(31), "what the log has below was passed over");
+    take(&mut store, 50, 10).unwrap();
+    take(&mut store, 60, 10).unwrap();
+    assert_eq!((slots(&store), open(&crashed).log_from()), (vec![50, 60], Slot(31)));
+    let mut store = open(&medium.crashed(|| false));
+    let mut receiver = store.receive(first.1.id).unwrap();
+    receiver.take(&second.0.blocks(&second.1, 4, usize::MAX).unwrap()).unwrap();
+    store.install(receiver.finish().unwrap(), Slot(31)).unwrap();
     assert_eq!(read(&store, &store.installed()[0]), image(30, bytes));
     // Another one begins at its beginning, and the old beginning is gone.
     let other = source(40, 10);
@@ -260,7 +268,7 @@ fn a_block_that_changed_on_its_way_is_refused_and_asked_for_again() {
     }
     let from = receiver.next() as usize * BLOCK_BYTES;
     receiver.take(&whole[from..]).unwrap();
-    let checkpoint = store.install(receiver.finish().unwrap()).unwrap();
+    let checkpoint = store.install(receiver.finish().unwrap(), Slot(31)).unwrap();
     assert_eq!(read(&store, &checkpoint), image(30, 3 * BLOCK_PAYLOAD_BYTES));
 }
 
@@ -294,6 +302,7 @@ fn a_changed_byte_is_never_given_out_and_the_one_before_is_still_good() {
                 }
                 None => {
                     assert_eq!(store.bad(), [Slot(20)]);
+                    assert_eq!(store.log_from(), Slot(21), "it may have been a received one");
                     noticed += 1;
                 }
             }
@@ -350,7 +359,7 @@ fn a_failed_sync_ends_the_checkpoint_and_is_not_tried_again() {
     writer.write(b"all of it").unwrap();
     let finished = writer.finish().unwrap();
     medium.control.fail_persist.store(true, Ordering::SeqCst);
-    store.install(finished).unwrap_err();
+    store.install(finished, Slot(0)).unwrap_err();
     medium.control.fail_persist.store(false, Ordering::SeqCst);
     assert_eq!((slots(&store), slots(&open(&medium))), (vec![10], vec![10]));
 }
@@ -380,7 +389,7 @@ fn a_checkpoint_that_somebody_reads_is_not_removed() {
         let mut writer = store.create(id(slot)).unwrap();
         writer.write(&image(slot, 100)).unwrap();
         let finished = writer.finish().unwrap();
-        store.install(finished).unwrap();
+        store.install(finished, Slot(0)).unwrap();
         store.prune(&[Slot(10)]).unwrap();
     }
     assert_eq!(slots(&store), [10, 20, 30]);

@@ -12,7 +12,7 @@ use std::task::{Context as TaskContext, Poll};
 use tokio::sync::oneshot;
 
 use crate::relay::{GroupOutcome, GroupSender};
-use crate::status::{SharedStatus, Status};
+use crate::status::{CheckpointTaken, SharedStatus, Status};
 
 /// Requests that wait for the replica's thread; beyond it a client is told "busy".
 pub const REQUESTS_MAX: usize = if cfg!(feature = "buggify") { 256 } else { 65_536 };
@@ -66,6 +66,15 @@ pub enum Reason {
     /// The session was closed while the request was under way.
     #[error("the session of this replica was closed")]
     SessionClosed,
+    /// The state machine has no checkpoints.
+    #[error("the state machine does not hand out views for checkpoints")]
+    NoCheckpoints,
+    /// A checkpoint could not be written.
+    #[error("the checkpoint could not be written: {0}")]
+    CheckpointFailed(String),
+    /// The state machine is being restored.
+    #[error("the state is being restored from a checkpoint: try again soon, or at another replica")]
+    Restoring,
     /// Not whole items, or none; or not a whole group.
     #[error("a request needs whole, length-prefixed items")]
     Malformed,
@@ -89,6 +98,7 @@ pub enum Consistency {
     Stale,
 }
 
+pub(crate) type CheckpointSender = oneshot::Sender<Result<CheckpointTaken, Failure>>;
 pub(crate) type ReplySender = oneshot::Sender<Result<Bytes, Failure>>;
 
 #[derive(Debug)]
@@ -96,6 +106,7 @@ pub(crate) enum Request {
     Propose { count: u32, commands: Bytes, reply: ReplySender },
     Read { count: u32, queries: Bytes, consistency: Consistency, reply: ReplySender },
     Group { bytes: Bytes, reply: GroupSender },
+    Checkpoint { reply: CheckpointSender },
 }
 
 impl Request {
@@ -104,6 +115,7 @@ impl Request {
             Self::Propose { commands, .. } => commands.len(),
             Self::Read { queries, .. } => queries.len(),
             Self::Group { bytes, .. } => bytes.len(),
+            Self::Checkpoint { .. } => 0,
         }
     }
 
@@ -114,6 +126,9 @@ impl Request {
                 let _ = reply.send(Err(failure));
             }
             Self::Group { reply, .. } => {
+                let _ = reply.send(Err(failure));
+            }
+            Self::Checkpoint { reply } => {
                 let _ = reply.send(Err(failure));
             }
         }
@@ -222,6 +237,15 @@ impl Handle {
         PendingGroup { receiver }
     }
 
+    /// Asks this replica for a checkpoint now, whatever its policy says. Resolves when it is durable;
+    /// at once if nothing was applied since the newest one.
+    #[must_use]
+    pub fn checkpoint(&self) -> PendingCheckpoint {
+        let (reply, receiver) = oneshot::channel();
+        self.enqueue(Request::Checkpoint { reply });
+        PendingCheckpoint { receiver }
+    }
+
     fn enqueue(&self, request: Request) {
         let shared = &self.shared;
         let length = request.length();
@@ -303,6 +327,34 @@ impl PendingGroup {
 
 impl Future for PendingGroup {
     type Output = Result<GroupOutcome, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let gone = Err(Failure::Unknown(Reason::Stopped));
+        Pin::new(&mut self.receiver).poll(context).map(|received| received.unwrap_or(gone))
+    }
+}
+
+/// A checkpoint to come: a future, or [`PendingCheckpoint::wait`] for it outside async code.
+#[derive(Debug)]
+pub struct PendingCheckpoint {
+    receiver: oneshot::Receiver<Result<CheckpointTaken, Failure>>,
+}
+
+impl PendingCheckpoint {
+    /// Blocks this thread until the checkpoint is durable.
+    ///
+    /// # Errors
+    /// [`Failure`]: there is none; the ones before are as they were.
+    ///
+    /// # Panics
+    /// Inside an async runtime, as blocking calls do: await it there.
+    pub fn wait(self) -> Result<CheckpointTaken, Failure> {
+        self.receiver.blocking_recv().unwrap_or(Err(Failure::Unknown(Reason::Stopped)))
+    }
+}
+
+impl Future for PendingCheckpoint {
+    type Output = Result<CheckpointTaken, Failure>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let gone = Err(Failure::Unknown(Reason::Stopped));

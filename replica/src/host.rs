@@ -149,6 +149,7 @@ impl HostRunner {
     /// of a shard that was never opened nothing runs, and its requests fail.
     pub fn run(&self, id: ShardId, node: Node) -> Handle {
         let handle = node.handle();
+        node.drive_checkpoints();
         let waker = self.wakers().get(&id).cloned();
         if let Some(waker) = waker {
             // If the thread is gone, the node falls here, and its requests fail.

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod checkpoint;
 mod founding;
 mod front;
 mod host;
@@ -29,14 +30,17 @@ mod relay;
 mod runner;
 mod status;
 
+pub use checkpoint::{CheckpointSteps, IMAGE_PIECE_BYTES};
 pub use front::{
-    Consistency, Failure, Handle, Pending, PendingGroup, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason,
-    Replier,
+    Consistency, Failure, Handle, Pending, PendingCheckpoint, PendingGroup, REQUEST_BYTES_MAX,
+    REQUESTS_MAX, Reason, Replier,
 };
 pub use host::HostRunner;
-pub use machine::{Context, REPLY_BYTES_MAX, StateMachine};
+pub use machine::{CheckpointView, Context, REPLY_BYTES_MAX, StateMachine};
 pub use node::{Clock, Node, NodeError, Turn};
 pub use options::NodeOptions;
 pub use relay::{GROUPS_MAX, GroupOutcome};
 pub use runner::Runner;
-pub use status::{Counters, Latencies, PeerStatus, Status};
+pub use status::{
+    CheckpointStatus, CheckpointTaken, Counters, Latencies, PeerStatus, Receiving, Status,
+};

@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 use quorate_consensus::Slot;
+use std::io::{self, Read};
 
 /// What a command or a query may know about the moment it runs in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,4 +40,47 @@ pub trait StateMachine: Send + 'static {
 
     /// Replicated time is `time_ms` now. Called before the commands of each batch.
     fn advance(&mut self, _time_ms: u64) {}
+
+    /// Hands out the state as it is now, for a checkpoint. This is called between two commands, and
+    /// nothing is applied before it returns: share what is there (`Arc`, a persistent structure)
+    /// instead of copying it. Another thread then turns the view into bytes, while commands change
+    /// the state.
+    ///
+    /// Without it there are no checkpoints: the log is never trimmed, and a replica that lost its disk
+    /// reads all of it again. The status says so.
+    fn checkpoint(&self) -> Option<Box<dyn CheckpointView>> {
+        None
+    }
+
+    /// Replaces the whole state by the one that a view was taken of; the stream ends where the view's
+    /// pieces did. Its integrity was checked before. Called on another thread than the rest, while
+    /// nothing else is.
+    ///
+    /// # Errors
+    /// When the bytes are not a state of this machine's, for example one of a newer version. The
+    /// replica then tries an older checkpoint, and after that leaves the quorum and says why.
+    fn restore(&mut self, _image: &mut dyn Read) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this state machine has no checkpoints"))
+    }
+}
+
+/// A consistent view of a state machine: what [`StateMachine::checkpoint`] handed out.
+pub trait CheckpointView: Send {
+    /// Appends the next piece of the state as bytes, about a mebibyte at the most, and returns whether
+    /// there is more. Equal states must give equal bytes, so that replicas can go on with each
+    /// other's.
+    fn next_piece(&mut self, out: &mut BytesMut) -> bool;
+}
+
+/// In the place of a state machine that is being restored elsewhere. Nothing is asked of it.
+pub(crate) struct Absent;
+
+impl StateMachine for Absent {
+    fn apply(&mut self, _: &Context, _: &[u8], _: &mut BytesMut) {
+        unreachable!("nothing is applied while the state machine is restored")
+    }
+
+    fn query(&self, _: &Context, _: &[u8], _: &mut BytesMut) {
+        unreachable!("nothing is queried while the state machine is restored")
+    }
 }

@@ -35,6 +35,20 @@ pub struct NodeOptions {
     pub window_bytes_max: usize,
     /// Payload bytes of applied entries kept in memory for followers.
     pub cache_bytes_max: usize,
+    /// A checkpoint is taken after the log wrote so many bytes since the last one; 0 for never.
+    pub checkpoint_log_bytes: u64,
+    /// A checkpoint is taken after so many slots were applied since the last one; 0 for never.
+    pub checkpoint_slots: u64,
+    /// A checkpoint is taken after this long if anything was applied; zero for never.
+    pub checkpoint_interval: Duration,
+    /// Checkpoints kept, at least one. The log reaches back to the oldest of them, so that a bad one is
+    /// made good by the one before.
+    pub checkpoints_kept: usize,
+    /// Bytes of the log that are kept for replicas a little behind, whatever the checkpoints allow.
+    pub log_tail_bytes: u64,
+    /// Bytes that checkpoints and transfers of them move in a second, reading and writing together;
+    /// 0 for as many as the device takes.
+    pub checkpoint_bytes_per_second: u64,
     /// How long the thread spins after its last work before it sleeps.
     pub spin: Duration,
     /// A random number: names this life's session and seeds the election timers.
@@ -69,6 +83,12 @@ impl NodeOptions {
             window_slots_max: 8192,
             window_bytes_max: 64 << 20,
             cache_bytes_max: 64 << 20,
+            checkpoint_log_bytes: 256 << 20,
+            checkpoint_slots: 0,
+            checkpoint_interval: Duration::from_secs(3600),
+            checkpoints_kept: 2,
+            log_tail_bytes: 64 << 20,
+            checkpoint_bytes_per_second: 64 << 20,
             spin: Duration::from_micros(20),
             seed,
             mistake: Mistake::default(),
@@ -115,6 +135,9 @@ impl NodeOptions {
         }
         if self.batch_bytes_max == 0 || self.window_slots_max == 0 || self.window_bytes_max == 0 {
             return Err("batches and windows must hold something".into());
+        }
+        if self.checkpoints_kept == 0 {
+            return Err("at least one checkpoint must be kept".into());
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use quorate_consensus::Nanos;
 use quorate_consensus::batch::{
     CONTROL_SESSION, GROUP_HEADER_BYTES, GroupHeader, SessionCommand, take_item,
 };
+use quorate_consensus::session::SessionTable;
 use std::collections::VecDeque;
 
 /// Commands under way at the most: bounds the session's outcomes on every replica.
@@ -227,6 +228,27 @@ impl Origin {
             }
             self.moved_at = now;
         }
+    }
+
+    /// The state was restored, and with it the session table: answers what it has outcomes of, and
+    /// sends the rest again. Returns false if this session was open and is not there: see
+    /// [`Origin::on_session_closed`].
+    pub(crate) fn settle(&mut self, table: &SessionTable, now: Nanos) -> bool {
+        let Some(next) = table.next_sequence(self.session) else { return !self.open };
+        self.open = true;
+        while let Some(front) = self.submissions.front()
+            && front.first + u64::from(front.count) <= next
+            && let Some(submission) = self.submissions.pop_front()
+        {
+            self.bytes -= submission.commands.len();
+            let outcomes = table.outcomes(self.session, submission.first, submission.count);
+            if let Some(reply) = submission.reply {
+                // It was applied. Outcomes of what its client waits for are not forgotten.
+                let _ = reply.send(outcomes.ok_or(Failure::Unknown(Reason::SessionClosed)));
+            }
+        }
+        self.send_again(now);
+        true
     }
 
     /// Tells clients whose time is over that they will not learn the outcome, and sends again what

@@ -22,6 +22,7 @@ impl Runner {
     /// When the system refuses a thread.
     pub fn start(node: Node, spin: Duration) -> std::io::Result<Self> {
         let handle = node.handle();
+        node.drive_checkpoints();
         let shared = Arc::clone(node.shared());
         let name = format!("quorate-{}", handle.status().node);
         let thread = std::thread::Builder::new().name(name).spawn(move || {

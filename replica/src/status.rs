@@ -50,8 +50,66 @@ pub struct Status {
     pub counters: Counters,
     /// The log's counters.
     pub log: LogStatistics,
+    /// Its checkpoints.
+    pub checkpoints: CheckpointStatus,
     /// How long what took.
     pub latencies: Latencies,
+}
+
+/// A replica's checkpoints.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CheckpointStatus {
+    /// The state machine hands out views. If not, there are no checkpoints and the log is never
+    /// trimmed.
+    pub supported: bool,
+    /// Checkpoints that count.
+    pub kept: usize,
+    /// Checkpoints that are there and cannot be used.
+    pub bad: usize,
+    /// The slot of the newest; 0 for none.
+    pub newest_slot: Slot,
+    /// The bytes of its image.
+    pub newest_bytes: u64,
+    /// The slot of the oldest; 0 for none.
+    pub oldest_slot: Slot,
+    /// One is being taken, and has so many bytes by now.
+    pub taking_bytes: Option<u64>,
+    /// The state is being restored from one.
+    pub restoring: bool,
+    /// One is being received from a peer.
+    pub receiving: Option<Receiving>,
+    /// Taken since the start.
+    pub taken: u64,
+    /// That could not be taken, since the start.
+    pub failed: u64,
+    /// Received from peers since the start.
+    pub received: u64,
+    /// The lowest slot that the log can give.
+    pub log_first: Slot,
+    /// What the log takes of its disk.
+    pub log_disk_bytes: u64,
+    /// Why the last one could not be taken or kept; empty if it was.
+    pub error: String,
+}
+
+/// How far a checkpoint is here that comes from a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Receiving {
+    /// Its slot.
+    pub slot: Slot,
+    /// The next block.
+    pub next: u64,
+    /// All blocks.
+    pub blocks: u64,
+}
+
+/// A checkpoint that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CheckpointTaken {
+    /// Everything up to it is covered.
+    pub slot: Slot,
+    /// The bytes of its image.
+    pub bytes: u64,
 }
 
 /// A peer, seen from a replica.

@@ -1,7 +1,8 @@
 //! The key-value store as a replicated state machine.
 
-use crate::kv::{Limits, Store};
-use quorate::{BytesMut, Context, StateMachine};
+use crate::kv::{FrozenView, Limits, Store};
+use quorate::{BytesMut, CheckpointView, Context, StateMachine};
+use std::io::{self, Read};
 
 /// [`Store`] behind the trait that replicas drive.
 #[derive(Debug)]
@@ -14,6 +15,15 @@ impl KvMachine {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { store: Store::new(limits) }
+    }
+}
+
+/// A store as it was, on its way into a checkpoint.
+struct KvView(FrozenView);
+
+impl CheckpointView for KvView {
+    fn next_piece(&mut self, out: &mut BytesMut) -> bool {
+        self.0.next_piece(out)
     }
 }
 
@@ -32,5 +42,15 @@ impl StateMachine for KvMachine {
 
     fn advance(&mut self, time_ms: u64) {
         self.store.advance(time_ms);
+    }
+
+    fn checkpoint(&self) -> Option<Box<dyn CheckpointView>> {
+        Some(Box::new(KvView(self.store.freeze().into_view())))
+    }
+
+    fn restore(&mut self, image: &mut dyn Read) -> io::Result<()> {
+        let restored = Store::restore_from(self.store.limits(), image);
+        self.store = restored.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(())
     }
 }

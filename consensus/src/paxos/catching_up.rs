@@ -46,8 +46,9 @@ impl Paxos {
             return;
         }
         self.note_chosen_elsewhere(commit_slot);
-        if self.catch_up.asked.is_none() {
-            let source = self.catch_up_source(None).unwrap_or(from);
+        if self.catch_up.asked.is_none()
+            && let Some(source) = self.catch_up_source(None).or_else(|| self.if_it_reaches(from))
+        {
             self.ask(source);
         }
     }
@@ -55,7 +56,9 @@ impl Paxos {
     /// A new leader pulls what `source` knows to be chosen.
     pub(super) fn catch_up_from(&mut self, source: NodeId, through: Slot) {
         self.note_chosen_elsewhere(through);
-        if self.catch_up.asked.is_none() {
+        if self.catch_up.asked.is_none()
+            && let Some(source) = self.if_it_reaches(source)
+        {
             self.ask(source);
         }
     }
@@ -69,8 +72,11 @@ impl Paxos {
         match self.catch_up.asked {
             Some((_, give_up_at)) if self.now < give_up_at => {}
             Some((asked, _)) => {
-                let source = self.catch_up_source(Some(asked)).unwrap_or(asked);
-                self.ask(source);
+                self.catch_up.asked = None;
+                let source = self.catch_up_source(Some(asked));
+                if let Some(source) = source.or_else(|| self.if_it_reaches(asked)) {
+                    self.ask(source);
+                }
             }
             None => {
                 let patience = Nanos(self.settings.election_timeout_min.0 / 2);
@@ -87,11 +93,8 @@ impl Paxos {
     /// and another one than `not`, which did not answer.
     fn catch_up_source(&self, not: Option<NodeId>) -> Option<NodeId> {
         let leader = self.leader();
-        let within = self.settings.election_timeout_min;
-        let able = self
-            .peers
-            .iter()
-            .filter(|peer| peer.row.commit_slot > self.commit_slot && self.hears(peer, within));
+        let first = self.commit_slot.next();
+        let able = self.peers_ahead().filter(|peer| peer.log_first <= first);
         // After one that did not answer the others are asked in turn, the leader too: two followers
         // with failed disks must not be asked alternately for ever.
         let turn =
@@ -99,6 +102,20 @@ impl Paxos {
         let spared = |node: NodeId| not.is_none() && Some(node) == leader;
         able.min_by_key(|peer| (Some(peer.node) == not, spared(peer.node), turn(peer.node)))
             .map(|peer| peer.node)
+    }
+
+    /// Live peers that know more than we do.
+    pub(super) fn peers_ahead(&self) -> impl Iterator<Item = &super::Peer> + '_ {
+        let within = self.settings.election_timeout_min;
+        let ahead = |peer: &&super::Peer| peer.row.commit_slot > self.commit_slot;
+        self.peers.iter().filter(ahead).filter(move |peer| self.hears(peer, within))
+    }
+
+    /// `source`, unless its log begins above what we lack, as it said.
+    fn if_it_reaches(&self, source: NodeId) -> Option<NodeId> {
+        let first = self.commit_slot.next();
+        let reaches = self.peer_index(source).is_some_and(|at| self.peers[at].log_first <= first);
+        reaches.then_some(source)
     }
 
     fn ask(&mut self, source: NodeId) {
@@ -138,6 +155,9 @@ impl Paxos {
         if first > last || first >= self.acceptor.window.first() {
             let entries = self.acceptor.window.entries(first, last, bytes_max as usize);
             self.reply_to_catch_up(from, first, entries);
+        } else if first < self.log_first {
+            // Trimmed, or passed over by a checkpoint: what stands there need not be chosen.
+            self.reply_to_catch_up(from, first, Vec::new());
         } else if self.log_reads.len() < LOG_READS_MAX {
             let read = LogRead { to: from, first, last, bytes_max };
             self.log_reads.push_back((self.acceptor.emitted(), read));
@@ -189,6 +209,9 @@ impl Paxos {
             self.mark_rows_due();
         }
         self.note_chosen_elsewhere(commit_slot);
+        if let Some(index) = self.peer_index(from) {
+            self.peers[index].log_first = log_first;
+        }
         if asked {
             self.catch_up.asked = None;
             let helps = self.commit_slot > before || (first == before.next() && log_first <= first);
@@ -198,9 +221,9 @@ impl Paxos {
                     Some(source) if self.commit_slot > before => self.ask(source),
                     // Nothing came: no tight loop, the timer asks again.
                     source => {
-                        let source = source.unwrap_or(from);
-                        self.catch_up.asked =
-                            Some((source, self.now + self.settings.heartbeat_interval));
+                        let source = source.or_else(|| self.if_it_reaches(from));
+                        let again_at = self.now + self.settings.heartbeat_interval;
+                        self.catch_up.asked = source.map(|source| (source, again_at));
                     }
                 }
             }

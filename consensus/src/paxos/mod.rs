@@ -3,6 +3,7 @@
 mod accepting;
 mod catching_up;
 mod changing;
+mod checkpointing;
 mod electing;
 mod leading;
 mod lease;
@@ -95,6 +96,8 @@ pub(crate) struct Peer {
     pub(crate) pulse: Pulse,
     /// It was removed, and is let go of then at the latest.
     pub(crate) leaves_at: Option<Nanos>,
+    /// The lowest slot that its log can give, as it said last.
+    pub(crate) log_first: Slot,
 }
 
 /// An asked-for read of this replica's log, for a peer's catch-up.
@@ -344,6 +347,8 @@ impl Paxos {
             Message::Forward { .. }
             | Message::Fresh { .. }
             | Message::Genesis { .. }
+            | Message::SnapshotRequest { .. }
+            | Message::SnapshotReply { .. }
             | Message::Goodbye { .. } => {}
         }
     }
@@ -357,6 +362,7 @@ impl Paxos {
         self.peers[index].ping_seen = 0;
         self.peers[index].lease_granted = 0;
         self.peers[index].pulse = Pulse::default();
+        self.peers[index].log_first = Slot::ZERO;
         self.peers[index].row_is_current = false;
         self.peers[index].row_due = true;
         self.forget_reads_of(peer);
@@ -440,15 +446,20 @@ impl Paxos {
     pub fn on_applied(&mut self, slot: Slot) {
         assert!(slot >= self.applied_slot && slot <= self.commit_slot, "applied ⊆ chosen");
         self.applied_slot = slot;
-        let eager = self.settings.whims.has(Point::EagerEviction);
-        self.acceptor.window.shrink(
-            slot,
-            if eager { 0 } else { self.settings.cache_bytes_max },
-            (self.settings.window_slots_max * 4) as usize,
-        );
+        self.shrink_window();
         self.configurations.forget_below(slot);
         self.resume_catch_up();
         self.settle_reads();
+    }
+
+    /// Applied entries stay in memory as far as the limits allow.
+    fn shrink_window(&mut self) {
+        let eager = self.settings.whims.has(Point::EagerEviction);
+        self.acceptor.window.shrink(
+            self.applied_slot,
+            if eager { 0 } else { self.settings.cache_bytes_max },
+            (self.settings.window_slots_max * 4) as usize,
+        );
     }
 
     /// Whether the row for `peer` should be published now; [`Paxos::row_published`] settles it.
@@ -682,6 +693,7 @@ impl Peer {
             lease_granted: 0,
             pulse: Pulse::default(),
             leaves_at: None,
+            log_first: Slot::ZERO,
         }
     }
 

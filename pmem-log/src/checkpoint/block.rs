@@ -145,7 +145,8 @@ impl Progress {
 
     /// The whole checkpoint, once the last block was taken.
     pub(super) fn checkpoint(&self) -> Checkpoint {
-        Checkpoint { id: self.id, blocks: self.next, bytes: self.bytes, crc: self.crc }
+        let Self { id, next: blocks, bytes, crc, .. } = *self;
+        Checkpoint { id, blocks, bytes, crc, log_from: Slot::ZERO }
     }
 }
 
@@ -164,6 +165,7 @@ impl Certificate {
         bytes[48..56].copy_from_slice(&checkpoint.bytes.to_le_bytes());
         bytes[56..60].copy_from_slice(&checkpoint.crc.to_le_bytes());
         bytes[60..64].copy_from_slice(&(BLOCK_BYTES as u32).to_le_bytes());
+        bytes[64..72].copy_from_slice(&checkpoint.log_from.0.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[16..]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -184,6 +186,7 @@ impl Certificate {
             blocks: u64_at(bytes, 40),
             bytes: u64_at(bytes, 48),
             crc: u32_at(bytes, 56),
+            log_from: Slot(u64_at(bytes, 64)),
         };
         // Every block but the last is full.
         let full = checkpoint.blocks.checked_sub(1)?.checked_mul(BLOCK_PAYLOAD_BYTES as u64)?;
@@ -212,7 +215,8 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Progress::new(id()).take(&flipped).is_err(), "bit {bit}");
         }
-        let checkpoint = Checkpoint { id: id(), blocks: 3, bytes: 140_000, crc: 5 };
+        let checkpoint =
+            Checkpoint { id: id(), blocks: 3, bytes: 140_000, crc: 5, log_from: Slot(3) };
         let bytes = Certificate::encode(&checkpoint);
         assert_eq!(Certificate::decode(&bytes), Some(checkpoint));
         for bit in 0..bytes.len() * 8 {

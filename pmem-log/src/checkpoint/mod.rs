@@ -55,6 +55,10 @@ pub struct Checkpoint {
     pub bytes: u64,
     /// CRC-32C of its image.
     pub crc: u32,
+    /// Entries of this replica's log below this slot are not to be used: it received a checkpoint
+    /// that covers them, and what it had accepted there need not be what was chosen. 0 if it never
+    /// received one.
+    pub log_from: Slot,
 }
 
 /// Why something about a checkpoint did not work.
@@ -116,6 +120,7 @@ pub struct CheckpointStore {
     bad: Vec<Slot>,
     /// A beginning without a certificate.
     partial: Option<(CheckpointId, u64)>,
+    log_from: Slot,
 }
 
 impl CheckpointStore {
@@ -131,6 +136,7 @@ impl CheckpointStore {
             installed: Vec::new(),
             bad: Vec::new(),
             partial: None,
+            log_from: Slot::ZERO,
         };
         let names = store.medium.names()?;
         let mut slots: BTreeMap<Slot, bool> = BTreeMap::new();
@@ -147,8 +153,13 @@ impl CheckpointStore {
         for (slot, certified) in slots {
             if certified {
                 match store.read_certificate(slot) {
-                    Ok(checkpoint) => store.installed.push(checkpoint),
+                    Ok(checkpoint) => {
+                        store.log_from = store.log_from.max(checkpoint.log_from);
+                        store.installed.push(checkpoint);
+                    }
                     Err(error) => {
+                        // It may have been received: then it said so.
+                        store.log_from = store.log_from.max(slot.next());
                         tracing::error!(%slot, %error, "a checkpoint's certificate is damaged");
                         store.bad.push(slot);
                     }
@@ -179,6 +190,12 @@ impl CheckpointStore {
     #[must_use]
     pub fn installed(&self) -> &[Checkpoint] {
         &self.installed
+    }
+
+    /// Entries of the log below this slot are not to be used: see [`Checkpoint::log_from`].
+    #[must_use]
+    pub fn log_from(&self) -> Slot {
+        self.log_from
     }
 
     /// Slots of checkpoints that are there and cannot be used.
@@ -246,12 +263,18 @@ impl CheckpointStore {
             .map_err(|error| CheckpointError::of_write(&error))
     }
 
-    /// Makes a checkpoint count, whose blocks are all durable. Durable when this returns.
+    /// Makes a checkpoint count, whose blocks are all durable. Durable when this returns. From now on
+    /// entries of the log below `log_from` are not to be used.
     ///
     /// # Errors
     /// [`CheckpointError::Full`] or [`CheckpointError::Failed`]: it does not count then.
-    pub fn install(&mut self, finished: Finished) -> Result<Checkpoint, CheckpointError> {
-        let checkpoint = finished.checkpoint;
+    pub fn install(
+        &mut self,
+        finished: Finished,
+        log_from: Slot,
+    ) -> Result<Checkpoint, CheckpointError> {
+        let log_from = self.log_from.max(log_from);
+        let checkpoint = Checkpoint { log_from, ..finished.checkpoint };
         let slot = checkpoint.id.slot;
         let medium = self.medium.as_ref();
         let certified = || -> Result<(), CheckpointError> {
@@ -269,6 +292,7 @@ impl CheckpointStore {
             let _ = remove_parts(medium, slot);
             return Err(error);
         }
+        self.log_from = log_from;
         self.bad.retain(|bad| *bad != slot);
         self.installed.retain(|installed| installed.id.slot != slot);
         self.installed.push(checkpoint);

@@ -67,7 +67,8 @@ impl CheckpointReader {
         read.map_err(|error| unreadable(slot, &error))?;
         let header = self.progress.take(&self.block).map_err(damaged)?;
         let whole = if header.last {
-            self.progress.checkpoint() == self.checkpoint
+            let log_from = self.checkpoint.log_from;
+            Checkpoint { log_from, ..self.progress.checkpoint() } == self.checkpoint
         } else {
             self.progress.next < self.checkpoint.blocks
         };

@@ -21,6 +21,9 @@ impl Node {
     pub(super) fn apply_chosen(&mut self) -> bool {
         let mut bytes = 0;
         let mut busy = false;
+        if self.checkpoints.restoring {
+            return false;
+        }
         while bytes < APPLY_BYTES_PER_TURN {
             let Some(core) = &mut self.core else { break };
             let Some((slot, value)) = core.next_to_apply() else {
@@ -47,6 +50,10 @@ impl Node {
     fn replay_from_log(&mut self) -> bool {
         let Some(core) = &self.core else { return false };
         let (first, commit) = (core.applied_slot().next(), core.commit_slot());
+        if first < core.log_first() {
+            // A checkpoint of a peer is needed: what the log has there, if anything, is not to be used.
+            return false;
+        }
         let mut entries = Vec::new();
         let short = self.options.whims.has(Point::ShortReplay);
         let bytes_max = if short { 1 } else { APPLY_BYTES_PER_TURN };
@@ -129,19 +136,21 @@ impl Node {
             Admission::NoSession => {
                 self.relay.on_no_session(header.session);
                 if own {
-                    self.session_number = next_session(self.session_number);
-                    let failed = self.origin.on_session_closed(self.session_number);
-                    self.counters.failures += failed;
-                    tracing::warn!(
-                        failed,
-                        "the session of this replica was closed; opening another"
-                    );
+                    self.reopen_session();
                 }
             }
         }
         if settled && !own {
             self.relay.on_applied(header.session, &self.sessions);
         }
+    }
+
+    /// The session of this replica's clients is gone: what was under way is unknown, or never left.
+    pub(super) fn reopen_session(&mut self) {
+        self.session_number = next_session(self.session_number);
+        let failed = self.origin.on_session_closed(self.session_number);
+        self.counters.failures += failed;
+        tracing::warn!(failed, "the session of this replica was closed; opening another");
     }
 
     fn apply_commands(&mut self, slot: Slot, group: &Group, known: u32, own: bool) {
@@ -193,6 +202,9 @@ impl Node {
 
     /// Answers the linearizable reads whose slot is applied.
     pub(super) fn answer_reads(&mut self) {
+        if self.checkpoints.restoring {
+            return;
+        }
         self.answer_bounded_reads();
         let Some(core) = &mut self.core else { return };
         while let Some(ready) = core.poll_read() {

@@ -225,9 +225,15 @@ impl Node {
 
     /// The log is gone for this life: this replica votes no more, and says why.
     pub(super) fn fail_log(&mut self, error: &LogError) {
+        tracing::error!(%error, "the log failed");
+        self.leave_the_quorum(&error.to_string());
+    }
+
+    /// This replica can go on no more in this life, and says why.
+    pub(super) fn leave_the_quorum(&mut self, why: &str) {
         if self.log_failure.is_none() {
-            tracing::error!(%error, "the log failed: this replica leaves the quorum");
-            self.log_failure = Some(error.to_string());
+            tracing::error!(why, "this replica leaves the quorum");
+            self.log_failure = Some(why.to_owned());
             self.origin.give_up(&Reason::LogFailed);
             self.relay.give_up(&Reason::LogFailed);
             self.fail_reads(&Reason::LogFailed);

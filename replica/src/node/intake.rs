@@ -150,6 +150,12 @@ impl Node {
                 let reason = String::from_utf8_lossy(&reason);
                 tracing::error!(peer = %from, %reason, "the peer refuses to talk to this replica");
             }
+            Message::SnapshotRequest { at_least, slot, digest, first, bytes_max } if known => {
+                self.on_snapshot_request(from, at_least, (slot, digest), first, bytes_max);
+            }
+            Message::SnapshotReply { slot, digest, blocks, first, bytes } if known => {
+                self.on_snapshot_reply(from, (slot, digest), blocks, first, bytes);
+            }
             message if known => {
                 if let Some(core) = &mut self.core {
                     core.on_message(self.clock.now, from, message);
@@ -311,6 +317,7 @@ impl Node {
                 Request::Propose { .. } => self.origin.has_room(),
                 Request::Read { .. } => self.reads.len() + self.bounded_reads.len() < READS_MAX,
                 Request::Group { .. } => self.relay.has_room(),
+                Request::Checkpoint { .. } => true,
             };
             if !has_room && self.log_failure.is_none() {
                 break;
@@ -329,6 +336,7 @@ impl Node {
             Request::Propose { count, commands, .. } => items_are_whole(commands, *count),
             Request::Read { count, queries, .. } => items_are_whole(queries, *count),
             Request::Group { bytes, .. } => relay::parse(bytes).is_some(),
+            Request::Checkpoint { .. } => true,
         };
         if !whole {
             self.counters.failures += 1;
@@ -350,6 +358,15 @@ impl Node {
                 if let Some(group) = relay::parse(&bytes) {
                     self.relay.submit(&group, bytes, reply, arrived);
                 }
+            }
+            Request::Checkpoint { reply } => self.ask_for_checkpoint(reply),
+            Request::Read { consistency, reply, .. }
+                if self.checkpoints.restoring
+                    && (consistency == Consistency::Stale
+                        || self.options.is(Mutant::ReadLocally)) =>
+            {
+                self.counters.failures += 1;
+                let _ = reply.send(Err(Failure::Rejected(Reason::Restoring)));
             }
             Request::Read { count, queries, consistency, reply }
                 if consistency == Consistency::Stale || self.options.is(Mutant::ReadLocally) =>

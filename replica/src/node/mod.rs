@@ -6,10 +6,13 @@
 //! simulator runs this very code.
 
 mod applying;
+mod checkpointing;
 mod effects;
 mod intake;
 mod reporting;
+mod snapshots;
 
+use crate::checkpoint::CheckpointSteps;
 use crate::founding::Founding;
 use crate::front::{Handle, ReplySender, Request, Shared};
 use crate::lanes::Lanes;
@@ -19,13 +22,14 @@ use crate::origin::Origin;
 use crate::relay::Relay;
 use crate::status::{Counters, Latencies};
 use bytes::{Bytes, BytesMut};
+use checkpointing::Checkpoints;
 use quorate_consensus::buggify::Point;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{
     Accept, Ballot, Configurations, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady,
     Restored, Settings, Slot,
 };
-use quorate_pmem_log::{Log, LogError, Recovered};
+use quorate_pmem_log::{CheckpointStore, Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -60,6 +64,9 @@ pub enum NodeError {
     /// The log could not be read or written.
     #[error("the log could not be read back")]
     Log(#[from] LogError),
+    /// The checkpoints beside the log could not be looked at.
+    #[error("the checkpoints beside the log cannot be read")]
+    Checkpoints(#[source] std::io::Error),
     /// The directory holds a founding document that cannot be read.
     #[error(
         "the founding document in the data directory cannot be read: it was written by a newer \
@@ -93,6 +100,7 @@ pub struct Node {
     sessions: SessionTable,
     origin: Origin,
     relay: Relay,
+    checkpoints: Checkpoints,
     session_number: u64,
     /// Requests taken from the queue that cannot go on yet.
     waiting: VecDeque<(Request, Nanos)>,
@@ -171,6 +179,11 @@ impl Node {
             Some(document) => Some(Genesis::decode(document).ok_or(NodeError::Genesis)?),
             None => None,
         };
+        let store = CheckpointStore::open(log.shared_medium(), options.checkpoints_kept)
+            .map_err(NodeError::Checkpoints)?;
+        let log_from = store.log_from();
+        let (steps, head) = CheckpointSteps::new(store, transport.waker());
+        let checkpoints = Checkpoints::new(steps, machine.checkpoint().is_some(), log_from, head);
         let session = options.seed | 1;
         let latencies = Latencies::new();
         let status = reporting::initial_status(&options, &log, &latencies);
@@ -190,6 +203,7 @@ impl Node {
             sessions: SessionTable::new(),
             origin,
             relay: Relay::default(),
+            checkpoints,
             session_number: session,
             waiting: VecDeque::new(),
             forwarded: VecDeque::new(),
@@ -230,6 +244,7 @@ impl Node {
                 node.founding = Some(Founding::new(node.options.node, incarnation, members));
             }
         }
+        node.restore_at_start();
         Ok(node)
     }
 
@@ -305,6 +320,11 @@ impl Node {
         // Behind damage stands what may not be the newest that was accepted here. It comes from the
         // peers, and this replica's word does not count: it may have accepted more.
         let commit_slot = recovered.commit_slot.min(recovered.intact_through);
+        // A checkpoint covers chosen slots only, and is durable.
+        let newest = self.checkpoints.newest_slot();
+        let commit_slot = commit_slot.max(newest);
+        let is_empty = recovered.last_slot == Slot::ZERO;
+        let log_first = if is_empty { newest.next() } else { self.log.first_slot() };
         let mut accepted = Vec::new();
         if remembers {
             self.read_accepted(commit_slot, &mut accepted)?;
@@ -312,9 +332,12 @@ impl Node {
         Ok(Restored {
             promised: recovered.promised,
             commit_slot,
-            log_first: recovered.first_slot,
+            log_first: log_first.max(self.checkpoints.log_from),
             accepted,
-            configurations: Configurations::new(genesis.configuration.clone()),
+            configurations: match &self.checkpoints.configurations {
+                Some(configurations) => configurations.clone(),
+                None => Configurations::new(genesis.configuration.clone()),
+            },
             remembers,
         })
     }
@@ -342,6 +365,7 @@ impl Node {
         self.counters.steps += 1;
         let mut busy = self.receive();
         busy |= self.poll_durable();
+        busy |= self.poll_checkpoints();
         self.on_time();
         self.take_requests();
         if self.core.is_some() {
@@ -384,6 +408,8 @@ impl Node {
             let reject = self.options.is(Mutant::RejectInFlight);
             self.counters.failures += self.origin.on_time(now, reject);
             self.expire_requests();
+            self.consider_checkpoint();
+            self.pull_snapshot();
             self.refuse_strangers();
         }
         self.continue_founding();
@@ -407,6 +433,7 @@ impl Node {
         use crate::front::{Failure, Reason};
         self.origin.give_up(&Reason::Stopped);
         self.relay.give_up(&Reason::Stopped);
+        self.checkpoints.steps.stop();
         let unsent = self.waiting.drain(..).map(|(request, _)| request);
         for request in unsent.chain(std::iter::from_fn(|| self.shared.requests.pop())) {
             request.fail(Failure::Rejected(Reason::Stopped));

@@ -32,6 +32,7 @@ pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Laten
         window_bytes: 0,
         counters: Counters::default(),
         log: log.statistics(),
+        checkpoints: crate::status::CheckpointStatus::default(),
         latencies: latencies.clone(),
     }
 }
@@ -58,6 +59,7 @@ impl Node {
             + self.shared.requests.len();
         status.commands_in_flight = self.origin.in_flight() as usize;
         status.counters = self.counters;
+        status.checkpoints = self.checkpoint_status();
         if let Some(core) = &self.core {
             status.role = core.role();
             status.leader = core.leader();
@@ -120,6 +122,15 @@ impl Node {
             };
         }
         let Some(core) = &self.core else { return String::new() };
+        if self.checkpoints.restoring {
+            return "the state is being restored from a checkpoint; reads wait for it".into();
+        }
+        if !self.checkpoints.error.is_empty() {
+            return format!(
+                "the last checkpoint could not be kept ({}): the log grows until one is",
+                self.checkpoints.error
+            );
+        }
         if !self.recovered.damaged.is_empty() {
             return format!(
                 "{} damaged part(s) of the log; this replica follows and does not vote. Run \

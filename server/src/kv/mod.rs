@@ -21,7 +21,7 @@ mod strings;
 #[cfg(test)]
 mod tests;
 
-pub use checkpoint::{CheckpointError, FrozenStore};
+pub use checkpoint::{CheckpointError, FrozenStore, FrozenView};
 pub use command::{Command, Condition, ExpireOptions, Expiry, Malformed, SetForm, TtlForm};
 pub use items::{Args, Items, ItemsIter, Span};
 pub use number::{FloatError, add_decimals, parse_integer};

@@ -125,6 +125,11 @@ impl Store {
         }
     }
 
+    /// The bounds that it was made with.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// The replicated time: the largest stamp so far.
     pub fn time_ms(&self) -> u64 {
         self.time_ms

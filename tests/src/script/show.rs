@@ -97,6 +97,8 @@ pub fn kind(message: &Message) -> &'static str {
         Message::Fresh { .. } => "Fresh",
         Message::Genesis { .. } => "Genesis",
         Message::Goodbye { .. } => "Goodbye",
+        Message::SnapshotRequest { .. } => "SnapshotRequest",
+        Message::SnapshotReply { .. } => "SnapshotReply",
     }
 }
 
@@ -141,6 +143,8 @@ pub fn message(message: &Message) -> String {
         Message::Forward { .. }
         | Message::Fresh { .. }
         | Message::Genesis { .. }
+        | Message::SnapshotRequest { .. }
+        | Message::SnapshotReply { .. }
         | Message::Goodbye { .. } => kind.to_owned(),
     }
 }

@@ -141,6 +141,20 @@ impl Cursor {
                 let to = NodeId(u16::from_le_bytes([to[0], to[1]]));
                 Message::Goodbye { to, reason: self.rest() }
             }
+            kind::SNAPSHOT_REQUEST => Message::SnapshotRequest {
+                at_least: self.slot()?,
+                slot: self.slot()?,
+                digest: self.u64()?,
+                first: self.u64()?,
+                bytes_max: self.u32()?,
+            },
+            kind::SNAPSHOT_REPLY => Message::SnapshotReply {
+                slot: self.slot()?,
+                digest: self.u64()?,
+                blocks: self.u64()?,
+                first: self.u64()?,
+                bytes: self.rest(),
+            },
             other => return Err(DecodeError::Kind(other)),
         })
     }

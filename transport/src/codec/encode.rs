@@ -60,6 +60,8 @@ pub fn encoded_len(message: &Message) -> usize {
         Message::ReadIndexReply { .. } => 17,
         Message::Genesis { document } => document.len(),
         Message::Goodbye { reason, .. } => 2 + reason.len(),
+        Message::SnapshotRequest { .. } => 36,
+        Message::SnapshotReply { bytes, .. } => 32 + bytes.len(),
     };
     let entry_bytes = |entry: &Entry| ENTRY_OVERHEAD_BYTES + entry.value.bytes.len();
     PREFIX_BYTES + fixed + entries_of(message).iter().map(entry_bytes).sum::<usize>()
@@ -83,6 +85,8 @@ fn kind_of(message: &Message) -> u8 {
         Message::Fresh { .. } => kind::FRESH,
         Message::Genesis { .. } => kind::GENESIS,
         Message::Goodbye { .. } => kind::GOODBYE,
+        Message::SnapshotRequest { .. } => kind::SNAPSHOT_REQUEST,
+        Message::SnapshotReply { .. } => kind::SNAPSHOT_REPLY,
     }
 }
 
@@ -133,6 +137,18 @@ fn put_fixed(message: &Message, into: &mut BytesMut) {
         }
         Message::Fresh { incarnation } => into.put_u64_le(incarnation.0),
         Message::Genesis { document } => into.put_slice(document),
+        Message::SnapshotRequest { at_least, slot, digest, first, bytes_max } => {
+            for word in [at_least.0, slot.0, *digest, *first] {
+                into.put_u64_le(word);
+            }
+            into.put_u32_le(*bytes_max);
+        }
+        Message::SnapshotReply { slot, digest, blocks, first, bytes } => {
+            for word in [slot.0, *digest, *blocks, *first] {
+                into.put_u64_le(word);
+            }
+            into.put_slice(bytes);
+        }
         Message::Goodbye { to, reason } => {
             into.put_u16_le(to.0);
             into.put_slice(reason);

@@ -49,6 +49,8 @@ mod kind {
     pub(super) const FRESH: u8 = 14;
     pub(super) const GENESIS: u8 = 15;
     pub(super) const GOODBYE: u8 = 16;
+    pub(super) const SNAPSHOT_REQUEST: u8 = 17;
+    pub(super) const SNAPSHOT_REPLY: u8 = 18;
 }
 
 #[cfg(test)]

@@ -85,7 +85,19 @@ fn messages() -> impl Strategy<Value = Message> {
         (any::<u16>(), blobs())
             .prop_map(|(to, reason)| Message::Goodbye { to: NodeId(to), reason }),
     ];
-    prop_oneof![elections, others]
+    let snapshots = prop_oneof![
+        (slots(), slots(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(
+            |(at_least, slot, digest, first, bytes_max)| {
+                Message::SnapshotRequest { at_least, slot, digest, first, bytes_max }
+            }
+        ),
+        (slots(), any::<u64>(), any::<u64>(), any::<u64>(), blobs()).prop_map(
+            |(slot, digest, blocks, first, bytes)| {
+                Message::SnapshotReply { slot, digest, blocks, first, bytes }
+            }
+        ),
+    ];
+    prop_oneof![elections, others, snapshots]
 }
 
 fn encoded(message: &Message) -> Bytes {
@@ -154,7 +166,7 @@ proptest! {
 fn every_kind_is_generated() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let mut seen = [false; 17];
+    let mut seen = [false; 19];
     for _ in 0..1000 {
         let message = messages().new_tree(&mut runner).unwrap().current();
         seen[encoded(&message)[3] as usize] = true;
