@@ -83,7 +83,9 @@ pub use configuration::{
 };
 pub use message::{Accept, Message, Row, RowFlags, Run};
 pub use mutant::{Mistake, Mutant};
-pub use paxos::{Change, Gap, LogRead, Notice, Paxos, ReadReady, Refusal, Restored, Shipment};
+pub use paxos::{
+    Change, Gap, Lag, LogRead, Notice, Paxos, ReadReady, Refusal, Restored, Shipment, TransferError,
+};
 pub use role::RoleName;
 pub use settings::Settings;
 pub use types::{Ballot, Entry, Incarnation, Nanos, NodeId, Slot, Value, ValueKind};

@@ -79,6 +79,25 @@ impl RowFlags {
     pub const AMNESIAC: u64 = 4;
     /// This replica's log failed: it no longer votes.
     pub const POISONED: u64 = 8;
+    /// This replica votes, and does not want to lead at present.
+    pub const UNWILLING: u64 = 16;
+    /// Bits 8 to 15 hold the priority.
+    pub(crate) const PRIORITY_SHIFT: u32 = 8;
+
+    /// Bits 32 to 63 hold a word of the application.
+    pub(crate) const PAYLOAD_SHIFT: u32 = 32;
+
+    /// What the sender's application has its votes carry.
+    #[must_use]
+    pub const fn payload(self) -> u32 {
+        (self.0 >> Self::PAYLOAD_SHIFT) as u32
+    }
+
+    /// How much this replica should lead rather than others.
+    #[must_use]
+    pub const fn priority(self) -> u8 {
+        (self.0 >> Self::PRIORITY_SHIFT) as u8
+    }
 
     /// Whether all bits of `mask` are set.
     #[must_use]
@@ -94,6 +113,7 @@ impl core::fmt::Debug for RowFlags {
             (Self::QUORUM_CONNECTED, "Q"),
             (Self::AMNESIAC, "A"),
             (Self::POISONED, "P"),
+            (Self::UNWILLING, "U"),
         ];
         for (bit, name) in names {
             f.write_str(if self.has(bit) { name } else { "-" })?;
@@ -141,6 +161,15 @@ pub enum Message {
         ballot: Ballot,
         /// "Tell me what you accepted from here on": the sender's `commit_slot` + 1.
         from: Slot,
+        /// The leader of this ballot asked the sender to stand, and gave up every lease under it and
+        /// below; zero if nobody did.
+        released: Ballot,
+    },
+    /// "Take over from me": the sender leads under this ballot, proposes no more, and holds no
+    /// lease; the receiver has all that it proposed.
+    Lead {
+        /// The sender's ballot.
+        ballot: Ballot,
     },
     /// Phase 1b. Durability: the promise of `ballot`, and all accepted entries that `runs` names,
     /// are durable before this leaves.

@@ -123,6 +123,24 @@ pub(crate) struct Leader {
     pub(crate) bytes_in_flight: usize,
     pub(crate) progress: Vec<Progress>,
     pub(crate) ping: u64,
+    /// When it began to lead.
+    pub(crate) since: Nanos,
+    /// Leadership is being handed over.
+    pub(crate) transfer: Option<Transfer>,
+}
+
+/// A leader on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transfer {
+    pub(crate) to: NodeId,
+    /// If nothing came of it then, this leader goes on.
+    pub(crate) give_up_at: Nanos,
+    /// The successor is close: nothing more is proposed.
+    pub(crate) closing: bool,
+    /// The successor was asked to stand.
+    pub(crate) told: bool,
+    /// This leader steps down if nothing comes of it.
+    pub(crate) resigns: bool,
 }
 
 impl Role {

@@ -20,6 +20,8 @@ pub struct Settings {
     pub election_timeout_min: Nanos,
     /// Each wait for an election is drawn from min..max, so that duels end.
     pub election_timeout_max: Nanos,
+    /// A leader hands over to a replica of higher priority that keeps up.
+    pub priority: u8,
     /// How long a follower that answered a ping waits before it promises another ballot, so that the
     /// leader may answer reads without asking; 0: leases are off. Also how long this replica waits
     /// after a restart. Lower it only together with a pause of the old length.
@@ -53,6 +55,7 @@ impl Settings {
             heartbeat_interval: Nanos::from_millis(25),
             election_timeout_min: Nanos::from_millis(200),
             election_timeout_max: Nanos::from_millis(400),
+            priority: 100,
             lease: Nanos(0),
             clock_drift_ppm: 1_000,
             window_slots_max: 8192,

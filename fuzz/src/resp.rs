@@ -87,6 +87,10 @@ impl Backend for Single {
     ) -> Result<Bytes, SubmitError> {
         self.run((count, &queries), |store, query, out| store.query(0, query, out))
     }
+    fn transfer(&self, _: Option<u16>) -> Result<(), String> {
+        Err("there is one replica".into())
+    }
+
     fn applied_slot(&self) -> u64 {
         0
     }

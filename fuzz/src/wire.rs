@@ -86,7 +86,8 @@ fn messages() -> Vec<Message> {
     vec![
         Message::PreVote { ballot, commit_slot: slot },
         Message::PreVoteReply { ballot, promised, granted: true, incarnation: Incarnation(9) },
-        Message::Prepare { ballot, from: slot },
+        Message::Prepare { ballot, from: slot, released: ballot },
+        Message::Lead { ballot },
         Message::Promise {
             ballot,
             from: slot,

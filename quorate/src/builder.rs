@@ -5,7 +5,7 @@ use crate::{
 };
 use quorate_consensus::Incarnation;
 use quorate_pmem_log::{Log, OpenError, Recovered, SyncPool};
-use quorate_replica::{Node, NodeError};
+use quorate_replica::{MayLead, Node, NodeError};
 use quorate_transport::{Transport, Wake};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,6 +61,7 @@ pub struct Builder {
     transport: Option<Box<dyn Transport>>,
     adjust: Vec<fn(&mut NodeOptions)>,
     options: Option<NodeOptions>,
+    may_lead: Option<MayLead>,
 }
 
 /// A running replica. Dropping it stops it.
@@ -89,6 +90,7 @@ impl Replica {
             transport: None,
             adjust: Vec::new(),
             options: None,
+            may_lead: None,
         }
     }
 
@@ -198,6 +200,14 @@ impl Builder {
         self
     }
 
+    /// Asks `ask`, about fifty times a second and on the replica's thread, whether this replica may lead.
+    /// One that may not hands leadership over if it has it, and does not stand for election.
+    #[must_use]
+    pub fn may_lead(mut self, ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.may_lead = Some(MayLead::new(ask));
+        self
+    }
+
     /// Takes all limits and timers from `options`; node, members and seed stay the builder's.
     #[must_use]
     pub fn options(mut self, options: NodeOptions) -> Self {
@@ -272,6 +282,9 @@ impl Builder {
         };
         for change in &self.adjust {
             change(&mut options);
+        }
+        if let Some(ask) = &self.may_lead {
+            options.may_lead = ask.clone();
         }
         options.check().map_err(StartError::Options)?;
         Ok(options)

@@ -55,8 +55,8 @@ pub use quorate_consensus::{Ballot, Genesis, NodeId, RoleName, Slot, ValueKind};
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{
     CheckpointStatus, CheckpointTaken, CheckpointView, Consistency, Context, Counters, Failure,
-    GroupOutcome, Handle, Latencies, Node, NodeError, NodeOptions, PeerStatus, Pending,
-    PendingGroup, Reason, Replier, Runner, StateMachine, Status,
+    GroupOutcome, Handle, Latencies, MayLead, NOTIFICATIONS_MAX, Node, NodeError, NodeOptions,
+    Notification, PeerStatus, Pending, PendingGroup, Reason, Replier, Runner, StateMachine, Status,
 };
 pub use quorate_transport::{self as transport, Transport};
 #[cfg(feature = "client")]

@@ -2,14 +2,16 @@
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_queue::ArrayQueue;
-use quorate_consensus::{NodeId, Slot, batch};
+use quorate_consensus::{Ballot, NodeId, Slot, batch};
 use quorate_transport::Wake;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{
+    AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 use std::task::{Context as TaskContext, Poll};
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::relay::{GroupOutcome, GroupSender};
 use crate::status::{CheckpointTaken, SharedStatus, Status};
@@ -18,6 +20,35 @@ use crate::status::{CheckpointTaken, SharedStatus, Status};
 pub const REQUESTS_MAX: usize = if cfg!(feature = "buggify") { 256 } else { 65_536 };
 /// Payload bytes that wait for the replica's thread.
 pub const REQUEST_BYTES_MAX: usize = 512 << 20;
+
+/// Notifications that wait for a subscriber; the oldest are lost to one that does not keep up, and it
+/// is told how many.
+pub const NOTIFICATIONS_MAX: usize = 256;
+
+/// What happens to a replica that its application may want to know about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Notification {
+    /// This replica leads under this ballot.
+    Leading(Ballot),
+    /// This replica led under this ballot and does not any more.
+    SteppedDown(Ballot),
+    /// Another replica, the owner of this ballot, leads.
+    Following(Ballot),
+    /// No leader is known.
+    Leaderless,
+    /// This leader hands over to that replica.
+    Transferring(NodeId),
+    /// This configuration is known here; settled once nothing is left of the one before.
+    Configured {
+        /// Its number.
+        id: u64,
+        /// Whether it is the only one in force.
+        settled: bool,
+    },
+    /// That replica did not take over; this one goes on leading.
+    TransferFailed(NodeId),
+}
 
 /// Why a request has no reply. The variant says what the client may believe: this and a reply are
 /// the only three outcomes there are.
@@ -54,6 +85,9 @@ pub enum Reason {
     /// This replica has not applied the slot that was asked for.
     #[error("this replica has not applied slot {0} yet")]
     NotApplied(Slot),
+    /// Leadership was not handed over.
+    #[error("leadership stays where it is: {0}")]
+    NotTransferred(String),
     /// The log of this replica is full.
     #[error("the log has no space left: free some, the replica goes on by itself")]
     LogFull,
@@ -107,6 +141,7 @@ pub(crate) enum Request {
     Read { count: u32, queries: Bytes, consistency: Consistency, reply: ReplySender },
     Group { bytes: Bytes, reply: GroupSender },
     Checkpoint { reply: CheckpointSender },
+    Transfer { to: Option<NodeId>, reply: ReplySender },
 }
 
 impl Request {
@@ -116,13 +151,16 @@ impl Request {
             Self::Read { queries, .. } => queries.len(),
             Self::Group { bytes, .. } => bytes.len(),
             Self::Checkpoint { .. } => 0,
+            Self::Transfer { .. } => 0,
         }
     }
 
     pub(crate) fn fail(self, failure: Failure) {
         // A client that went away does not wait for its answer.
         match self {
-            Self::Propose { reply, .. } | Self::Read { reply, .. } => {
+            Self::Propose { reply, .. }
+            | Self::Read { reply, .. }
+            | Self::Transfer { reply, .. } => {
                 let _ = reply.send(Err(failure));
             }
             Self::Group { reply, .. } => {
@@ -144,6 +182,9 @@ pub(crate) struct Shared {
     pub(crate) stopped: AtomicBool,
     /// The newest slot whose replies may have been seen.
     pub(crate) applied: AtomicU64,
+    /// What the rows of this replica carry for its application.
+    pub(crate) payload: AtomicU32,
+    pub(crate) notifications: broadcast::Sender<Notification>,
     pub(crate) status: SharedStatus,
     /// The number of the known leader, 0 for none.
     pub(crate) leader: AtomicU16,
@@ -166,6 +207,8 @@ impl Shared {
             stopping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             applied: AtomicU64::new(0),
+            payload: AtomicU32::new(0),
+            notifications: broadcast::Sender::new(NOTIFICATIONS_MAX),
             status: SharedStatus::new(status),
             leader: AtomicU16::new(0),
             waker,
@@ -272,6 +315,30 @@ impl Handle {
                 request.fail(Failure::Rejected(Reason::Stopped));
             }
         }
+    }
+
+    /// Hands leadership to `to`, or, without a name, to whoever is fittest: this replica must lead. It
+    /// goes on serving until its successor has all that it proposed; from then until the successor
+    /// leads, some milliseconds, commands wait. Resolves to the number of the new leader, in decimal.
+    #[must_use]
+    pub fn transfer(&self, to: Option<NodeId>) -> Pending {
+        let (reply, receiver) = oneshot::channel();
+        self.enqueue(Request::Transfer { to, reply });
+        Pending { receiver, single: false }
+    }
+
+    /// What happens from now on: changes of leadership, and more in later versions. A subscriber that
+    /// does not keep up loses the oldest of [`NOTIFICATIONS_MAX`] and is told so.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Notification> {
+        self.shared.notifications.subscribe()
+    }
+
+    /// Has this replica's votes carry a word of its application, which every other replica shows in
+    /// [`crate::PeerStatus::payload`]; it travels with the next row, and the newest one counts.
+    pub fn set_payload(&self, payload: u32) {
+        self.shared.payload.store(payload, Ordering::Relaxed);
+        self.shared.wake();
     }
 
     /// The newest slot that this replica has applied or is just applying: whoever saw a reply from

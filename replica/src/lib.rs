@@ -32,13 +32,13 @@ mod status;
 
 pub use checkpoint::{CheckpointSteps, IMAGE_PIECE_BYTES};
 pub use front::{
-    Consistency, Failure, Handle, Pending, PendingCheckpoint, PendingGroup, REQUEST_BYTES_MAX,
-    REQUESTS_MAX, Reason, Replier,
+    Consistency, Failure, Handle, NOTIFICATIONS_MAX, Notification, Pending, PendingCheckpoint,
+    PendingGroup, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason, Replier,
 };
 pub use host::HostRunner;
 pub use machine::{CheckpointView, Context, REPLY_BYTES_MAX, StateMachine};
 pub use node::{Clock, Node, NodeError, Turn};
-pub use options::NodeOptions;
+pub use options::{MayLead, NodeOptions};
 pub use relay::{GROUPS_MAX, GroupOutcome};
 pub use runner::Runner;
 pub use status::{

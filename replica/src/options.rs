@@ -1,6 +1,7 @@
 //! What a replica is told: limits and timers, all with defaults.
 
 use quorate_consensus::{Mistake, Mutant, Nanos, NodeId, Whims};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Limits and timers of one replica.
@@ -16,6 +17,12 @@ pub struct NodeOptions {
     pub election_timeout_min: Duration,
     /// Waits for an election are drawn from min to max.
     pub election_timeout_max: Duration,
+    /// A leader hands over to a replica of higher priority that keeps up. A higher one does not win
+    /// elections more often: whoever is first leads, and gives it back.
+    pub priority: u8,
+    /// Asked about fifty times a second: whether this replica may lead. One that may not hands over if
+    /// it leads, and does not stand for election; it votes as before.
+    pub may_lead: MayLead,
     /// How long a follower waits before it promises another ballot after it answered a ping, so that
     /// the leader answers reads without a message; zero: no leases. Equal on all replicas.
     pub lease: Duration,
@@ -59,6 +66,29 @@ pub struct NodeOptions {
     pub whims: Whims,
 }
 
+/// The application's word on whether its replica may lead; yes if it has none. It is asked on the
+/// replica's thread and must not block.
+#[derive(Clone, Default)]
+pub struct MayLead(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
+
+impl MayLead {
+    /// Asks `ask`.
+    #[must_use]
+    pub fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(ask)))
+    }
+
+    pub(crate) fn ask(&self) -> bool {
+        self.0.as_ref().is_none_or(|ask| ask())
+    }
+}
+
+impl std::fmt::Debug for MayLead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("MayLead").field(&self.0.is_some()).finish()
+    }
+}
+
 /// Clocks that differ by more are broken.
 const CLOCK_DRIFT_PPM_MAX: u32 = 500_000;
 /// Submissions of up to 8 MiB of value, with room for keys and framing.
@@ -74,6 +104,8 @@ impl NodeOptions {
             heartbeat_interval: Duration::from_millis(25),
             election_timeout_min: Duration::from_millis(200),
             election_timeout_max: Duration::from_millis(400),
+            priority: 100,
+            may_lead: MayLead::default(),
             lease: Duration::ZERO,
             clock_drift_ppm: 1_000,
             request_timeout: Duration::from_secs(5),

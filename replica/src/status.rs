@@ -127,6 +127,14 @@ pub struct PeerStatus {
     pub applied_slot: Slot,
     /// Slots that it still has to vote for, as its leader sees it; none unless this replica leads.
     pub lag: Option<u64>,
+    /// Of those, slots that were shipped to it already; none unless this replica leads.
+    pub in_flight: Option<u64>,
+    /// Its newest durable vote: ballot and slot.
+    pub vote: (Ballot, Slot),
+    /// How much it should lead.
+    pub priority: u8,
+    /// What its application has its votes carry: see [`crate::Handle::set_payload`].
+    pub payload: u32,
     /// Whether its votes count.
     pub votes: bool,
     /// Whether its log failed.

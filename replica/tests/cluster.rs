@@ -6,13 +6,15 @@ use bytes::BytesMut;
 use quorate_consensus::{Incarnation, NodeId, RoleName, Slot};
 use quorate_pmem_log::{Boot, Log, LogOptions, MappedMedium, Medium, MediumKind, open_medium};
 use quorate_replica::{
-    Consistency, Context, Failure, Handle, Node, NodeOptions, Reason, Runner, StateMachine,
+    Consistency, Context, Failure, Handle, MayLead, Node, NodeOptions, Notification, Reason,
+    Runner, StateMachine,
 };
 use quorate_transport::Transport;
 use quorate_transport::memory::MemoryNetwork;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Appends each command to a list; a query gives the list.
@@ -161,6 +163,47 @@ fn a_bounded_read_waits_for_its_slot_and_for_nothing_else() {
     let beyond = Slot(slot.0 + 1_000);
     let refused = at(&replicas[0], beyond).unwrap_err();
     assert_eq!(refused, Failure::Rejected(Reason::NotApplied(beyond)));
+}
+
+#[test]
+fn leadership_goes_where_it_is_told_and_where_it_is_allowed() {
+    let network = MemoryNetwork::new(7);
+    let directory = tempfile::tempdir().unwrap();
+    let allowed: Vec<_> = (0..3).map(|_| Arc::new(AtomicBool::new(true))).collect();
+    let start = |node: u16| {
+        let allowed = Arc::clone(&allowed[usize::from(node) - 1]);
+        start_with(&network, node, memory(directory.path(), node), |options| {
+            options.may_lead = MayLead::new(move || allowed.load(Ordering::Relaxed));
+        })
+    };
+    let replicas: Vec<_> = (1..=3).map(start).collect();
+    let handles: Vec<_> = replicas.iter().map(Runner::handle).collect();
+    handles[0].propose(b"first").wait().unwrap();
+    until("a leader", || leader(&replicas).is_some());
+    let old = leader(&replicas).unwrap();
+    let new = (old + 1) % 3;
+    let mut news = handles[new].subscribe();
+    handles[new].set_payload(4_711);
+    let to = handles[new].status().node;
+    let answer = handles[old].transfer(Some(to)).wait().unwrap();
+    assert_eq!(&answer[..], to.to_string().as_bytes());
+    until("it leads and says so", || matches!(news.try_recv(), Ok(Notification::Leading(_))));
+    let refused = handles[old].transfer(Some(to)).wait().unwrap_err();
+    assert!(matches!(refused, Failure::Rejected(Reason::NotTransferred(_))), "{refused}");
+    handles[old].propose(b"second").wait().unwrap();
+    until("the word of its votes arrives", || {
+        let status = handles[old].status();
+        status.peers.iter().any(|peer| peer.node == to && peer.payload == 4_711)
+    });
+    // One that may not lead hands over by itself, and to one that may.
+    let third = (old + 2) % 3;
+    allowed[old].store(false, Ordering::Relaxed);
+    until("the others know", || {
+        handles[old].propose(b".").wait().unwrap();
+        allowed[new].store(false, Ordering::Relaxed);
+        leader(&replicas) == Some(third)
+    });
+    assert!(read(&handles[new]).starts_with("first second "));
 }
 
 #[test]

@@ -137,14 +137,14 @@ impl Scene {
 fn a_prepare_counts_only_after_the_founding_document() {
     let mut scene = Scene::founded();
     for _ in 0..200 {
-        scene.say(&Message::Prepare { ballot: HIGH, from: Slot(1) });
+        scene.say(&Message::Prepare { ballot: HIGH, from: Slot(1), released: Ballot::ZERO });
         scene.turn();
         assert!(scene.promised() < HIGH, "a stranger's Prepare was answered");
     }
     let document = scene.genesis.clone().unwrap();
     scene.until("the member's Prepare is answered", |scene| {
         scene.say(&Message::Genesis { document: document.clone() });
-        scene.say(&Message::Prepare { ballot: HIGH, from: Slot(1) });
+        scene.say(&Message::Prepare { ballot: HIGH, from: Slot(1), released: Ballot::ZERO });
         scene.promised() == HIGH
     });
 }

@@ -49,6 +49,10 @@ impl Backend for Standalone {
         Ok(replies.freeze())
     }
 
+    fn transfer(&self, _: Option<u16>) -> Result<(), String> {
+        Err("there is one replica".into())
+    }
+
     fn applied_slot(&self) -> u64 {
         0
     }

@@ -21,18 +21,43 @@ pub enum AdminError {
     Answer(String),
 }
 
-/// Asks the replica at `address` for its report.
-///
-/// # Errors
-/// [`AdminError`].
-pub fn status(address: &str) -> Result<Report, AdminError> {
+/// Sends one request to the replica at `address`.
+fn request(address: &str, words: &[&str]) -> Result<BufReader<TcpStream>, AdminError> {
     let mut resolved = address.to_socket_addrs()?;
     let target = resolved.next().ok_or_else(|| io::Error::other("the name has no address"))?;
     let mut stream = TcpStream::connect_timeout(&target, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(b"*2\r\n$7\r\nQUORATE\r\n$6\r\nSTATUS\r\n")?;
-    let mut reader = BufReader::new(stream);
+    let mut text = format!("*{}\r\n", words.len());
+    for word in words {
+        text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+    }
+    stream.write_all(text.as_bytes())?;
+    Ok(BufReader::new(stream))
+}
+
+/// Asks the leader at `address` to hand over.
+///
+/// # Errors
+/// [`AdminError`]: it does not lead, for example.
+pub fn transfer(address: &str, to: Option<u16>) -> Result<(), AdminError> {
+    let number = to.map(|node| node.to_string());
+    let mut words = vec!["QUORATE", "TRANSFER"];
+    words.extend(number.as_deref());
+    let mut line = String::new();
+    request(address, &words)?.take(1024).read_line(&mut line)?;
+    match line.trim_end() {
+        "+OK" => Ok(()),
+        other => Err(AdminError::Answer(other.trim_start_matches("-ERR ").to_string())),
+    }
+}
+
+/// Asks the replica at `address` for its report.
+///
+/// # Errors
+/// [`AdminError`].
+pub fn status(address: &str) -> Result<Report, AdminError> {
+    let mut reader = request(address, &["QUORATE", "STATUS"])?;
     let mut line = String::new();
     reader.by_ref().take(1024).read_line(&mut line)?;
     let length: usize = line

@@ -87,6 +87,17 @@ impl Backend for ReplicaBackend {
         self.handle.applied_slot().0
     }
 
+    fn transfer(&self, to: Option<u16>) -> Result<(), String> {
+        let status = self.handle.status();
+        if status.role != RoleName::Leader {
+            let leader = status.leader.map_or("nobody does".into(), |node| node.to_string());
+            return Err(format!("this replica does not lead, ask the one that does: {leader}"));
+        }
+        // It goes its way; the status shows how it ends.
+        drop(self.handle.transfer(to.map(NodeId)));
+        Ok(())
+    }
+
     fn status_json(&self) -> String {
         let report = Report::from(&self.handle.status());
         serde_json::to_string(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))

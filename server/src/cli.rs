@@ -39,6 +39,8 @@ pub enum Command {
     /// Looks at a log without changing it.
     #[command(subcommand)]
     Log(LogCommand),
+    /// Hands leadership to another replica, without a stop. Exit code 0: it leads; 1: it does not.
+    Transfer(TransferArgs),
     /// Measures a cluster of three processes on this machine.
     Bench(BenchArgs),
 }
@@ -94,6 +96,17 @@ pub struct StatusArgs {
     /// Asks the cluster that `quorate cluster --dir DIR` runs; its default folder by default.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+/// `quorate transfer`
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// The replica that is to lead; without it, whichever is fittest.
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<u16>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: StatusArgs,
 }
 
 /// `quorate log`

@@ -90,6 +90,7 @@ impl Manifest {
                 listen_peer: None,
                 spin_us: 0,
                 segment_bytes: 64 << 20,
+                priority: 100,
             },
             members: members.collect(),
             client: Default::default(),

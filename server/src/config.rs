@@ -52,6 +52,9 @@ pub struct ReplicaConfig {
     /// Bytes of a log segment.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
+    /// A leader hands over to a replica of higher priority that keeps up.
+    #[serde(default = "default_priority")]
+    pub priority: u8,
 }
 
 /// `[[member]]`
@@ -132,6 +135,10 @@ fn default_durability() -> String {
 
 fn default_transport() -> String {
     "tcp".into()
+}
+
+fn default_priority() -> u8 {
+    100
 }
 
 fn default_segment_bytes() -> u64 {
@@ -276,6 +283,7 @@ impl Config {
         options.heartbeat_interval = Duration::from_millis(self.timers.heartbeat_ms);
         options.election_timeout_min = Duration::from_millis(self.timers.election_timeout_min_ms);
         options.election_timeout_max = Duration::from_millis(self.timers.election_timeout_max_ms);
+        options.priority = self.replica.priority;
         options.lease = Duration::from_millis(self.timers.lease_ms);
         options.clock_drift_ppm = self.timers.clock_drift_ppm;
         options.request_timeout = Duration::from_millis(self.client.request_timeout_ms);

@@ -21,3 +21,4 @@ pub mod report;
 pub mod resp;
 pub mod serve;
 pub mod status;
+pub mod transfer;

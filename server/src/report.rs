@@ -68,6 +68,15 @@ pub struct PeerReport {
     pub applied_slot: u64,
     /// Slots that it still has to vote for, as its leader sees it.
     pub lag: Option<u64>,
+    /// Of those, slots that were shipped to it already.
+    #[serde(default)]
+    pub in_flight: Option<u64>,
+    /// Its newest durable vote: the ballot, in text, and the slot.
+    #[serde(default)]
+    pub vote: (String, u64),
+    /// A leader hands over to a replica of higher priority.
+    #[serde(default)]
+    pub priority: u8,
     /// Whether its votes count.
     pub votes: bool,
     /// Whether its log failed.
@@ -182,6 +191,9 @@ fn peer(peer: &quorate::PeerStatus) -> PeerReport {
         commit_slot: peer.commit_slot.0,
         applied_slot: peer.applied_slot.0,
         lag: peer.lag,
+        in_flight: peer.in_flight,
+        vote: (peer.vote.0.to_string(), peer.vote.1.0),
+        priority: peer.priority,
         votes: peer.votes,
         poisoned: peer.poisoned,
         queued_bytes: peer.link.queued_bytes,

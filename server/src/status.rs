@@ -33,7 +33,11 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
     Ok(if problems(&answers).is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn addresses(args: &StatusArgs) -> Result<Vec<String>> {
+/// Whom to ask.
+///
+/// # Errors
+/// When it is not known.
+pub fn addresses(args: &StatusArgs) -> Result<Vec<String>> {
     if !args.addr.is_empty() {
         return Ok(args.addr.clone());
     }

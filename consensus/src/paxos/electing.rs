@@ -51,7 +51,7 @@ impl Paxos {
     }
 
     /// Above all that this replica has seen.
-    fn next_ballot(&self) -> Ballot {
+    pub(super) fn next_ballot(&self) -> Ballot {
         let round = self.round_seen.max(self.acceptor.promised().round) + 1;
         Ballot { round, node: self.settings.node }
     }
@@ -120,13 +120,14 @@ impl Paxos {
         let from = self.commit_slot.next();
         let granted = |member: Member| candidate.granted.contains(&member);
         if self.configurations.is_quorum_from(from, granted) {
-            self.begin_phase_one(candidate.ballot);
+            self.begin_phase_one(candidate.ballot, Ballot::ZERO);
         }
     }
 
     /// Phase 1a. The own promise becomes durable before any Prepare leaves: a ballot is never used
     /// by two lives of a replica.
-    fn begin_phase_one(&mut self, ballot: Ballot) {
+    pub(super) fn begin_phase_one(&mut self, ballot: Ballot, released: Ballot) {
+        self.note_released(ballot, released);
         self.round_seen = self.round_seen.max(ballot.round);
         let from = self.commit_slot.next();
         let durable = self.acceptor.promise(ballot);
@@ -134,7 +135,7 @@ impl Paxos {
         self.notice(Notice::Campaigning(ballot));
         self.mark_rows_due();
         for node in self.other_electors() {
-            self.send_after(durable, node, Message::Prepare { ballot, from });
+            self.send_after(durable, node, Message::Prepare { ballot, from, released });
         }
         self.on_own_promise_durable();
     }
@@ -155,7 +156,13 @@ impl Paxos {
     }
 
     /// Phase 1b at the acceptor.
-    pub(super) fn on_prepare(&mut self, from: NodeId, ballot: Ballot, first: Slot) {
+    pub(super) fn on_prepare(
+        &mut self,
+        from: NodeId,
+        ballot: Ballot,
+        first: Slot,
+        released: Ballot,
+    ) {
         self.round_seen = self.round_seen.max(ballot.round);
         // Whoever remembers answers: it may be a member by a configuration that only the candidate
         // knows yet, or one that it knows to be over and the candidate does not.
@@ -168,7 +175,7 @@ impl Paxos {
             return;
         }
         if ballot > promised {
-            if self.lease_binds(ballot, Ballot::ZERO) {
+            if self.lease_binds(ballot, released) {
                 return;
             }
             self.acceptor.promise(ballot);
@@ -350,8 +357,9 @@ impl Paxos {
                 adopting.found = found;
             }
             self.refresh_members();
+            let released = self.released_for(ballot);
             for node in nodes {
-                self.send(node, Message::Prepare { ballot, from });
+                self.send(node, Message::Prepare { ballot, from, released });
             }
         }
         true
@@ -365,7 +373,8 @@ impl Paxos {
         let elects = |configuration: &Configuration| configuration.electors().any(is_peer);
         let (ballot, from) = (adopting.ballot, adopting.from);
         if !promised && adopting.found.iter().any(elects) {
-            self.send(peer, Message::Prepare { ballot, from });
+            let released = self.released_for(ballot);
+            self.send(peer, Message::Prepare { ballot, from, released });
         }
     }
 

@@ -50,6 +50,8 @@ impl Paxos {
             progress,
             // Pings of one leadership are above those of all earlier ones in this life.
             ping: self.reads.newest_ping(),
+            since: self.now,
+            transfer: None,
         });
         self.forget_lease();
         self.leader = Some(ballot);
@@ -78,7 +80,8 @@ impl Paxos {
     pub fn can_propose(&self) -> bool {
         self.role.leader().is_some_and(|leader| {
             let in_flight = leader.next_slot.0 - self.commit_slot.0 - 1;
-            in_flight < self.settings.window_slots_max
+            !self.is_closing()
+                && in_flight < self.settings.window_slots_max
                 && leader.bytes_in_flight < self.settings.window_bytes_max
         })
     }
@@ -208,6 +211,7 @@ impl Paxos {
         if answers {
             self.on_lease_granted(from, &row);
         }
+        self.continue_transfer();
         self.advance_commit();
     }
 
@@ -248,13 +252,31 @@ impl Paxos {
         self.settle_reads();
     }
 
-    /// How far each follower's durable vote is behind the newest proposal; empty unless leading.
+    /// How far each follower's durable vote is behind the newest proposal, and how much of that was
+    /// shipped to it already, in slots; empty unless leading.
     #[must_use]
-    pub fn lags(&self) -> Vec<(NodeId, u64)> {
+    pub fn lags(&self) -> Vec<Lag> {
         let Some(leader) = self.role.leader() else { return Vec::new() };
         let newest = leader.next_slot.previous();
-        let lag =
-            |progress: &Progress| (progress.node, newest.0.saturating_sub(progress.matched.0));
+        let lag = |progress: &Progress| {
+            let next = progress.next.unwrap_or(Slot::ZERO);
+            Lag {
+                node: progress.node,
+                slots: newest.0.saturating_sub(progress.matched.0),
+                in_flight: next.previous().0.saturating_sub(progress.matched.0),
+            }
+        };
         leader.progress.iter().map(lag).collect()
     }
+}
+
+/// How far a follower is behind its leader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lag {
+    /// Which.
+    pub node: NodeId,
+    /// Slots that it has not voted for.
+    pub slots: u64,
+    /// Of those, slots that were shipped to it.
+    pub in_flight: u64,
 }

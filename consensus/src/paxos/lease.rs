@@ -29,6 +29,8 @@ pub(super) struct Lease {
     until: Nanos,
     /// At a leader: under this ballot it leases no more, since it gave its lease up.
     released: Ballot,
+    /// At a candidate: its ballot, and the one whose leader asked it to stand.
+    standing: (Ballot, Ballot),
     /// At a leader: a clock looked wrong; no lease is asked for or used before.
     distrusted_until: Nanos,
 }
@@ -206,6 +208,25 @@ impl Paxos {
     pub(super) fn forget_lease(&mut self) {
         self.lease.sent.clear();
         self.lease.until = Nanos(0);
+    }
+
+    /// The leader gives up what it holds, and asks for no more under this ballot.
+    pub(super) fn release_lease(&mut self) {
+        if let Some(leader) = self.role.leader() {
+            self.lease.released = leader.ballot;
+        }
+        self.forget_lease();
+    }
+
+    /// The leader of `released` asked this replica to stand under `ballot`; zero if nobody did.
+    pub(super) fn note_released(&mut self, ballot: Ballot, released: Ballot) {
+        self.lease.standing = (ballot, released);
+    }
+
+    /// What acceptors that are bound may be told when `ballot` is prepared.
+    pub(super) fn released_for(&self, ballot: Ballot) -> Ballot {
+        let (standing, released) = self.lease.standing;
+        if standing == ballot { released } else { Ballot::ZERO }
     }
 
     /// A clock is not to be trusted: no lease for a while. Called by whoever drives the core when the

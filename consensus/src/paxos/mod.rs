@@ -8,6 +8,7 @@ mod electing;
 mod leading;
 mod lease;
 mod reading;
+mod transferring;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
 use crate::buggify::Point;
@@ -23,12 +24,14 @@ use alloc::vec::Vec;
 
 pub use accepting::Gap;
 pub use changing::{Change, Refusal};
-pub use leading::Shipment;
+pub use leading::{Lag, Shipment};
 pub use reading::ReadReady;
+pub use transferring::TransferError;
 
 use catching_up::CatchUp;
 use lease::{Lease, Pulse};
 use reading::Reads;
+use transferring::Watch;
 
 /// What a replica knows when it starts: what its log gave back, and who decides.
 #[derive(Clone, Debug)]
@@ -58,6 +61,10 @@ pub enum Notice {
     SteppedDown(Ballot, &'static str),
     /// This replica follows the owner of this ballot.
     Following(Ballot),
+    /// This leader hands over to that replica.
+    Transferring(NodeId),
+    /// That replica did not take over in time; this one goes on leading.
+    TransferFailed(NodeId),
     /// No leader is known.
     Leaderless,
     /// An election was begun under this ballot.
@@ -142,6 +149,8 @@ pub struct Paxos {
     /// Whether its promises and votes are those of its disk's life, all of them.
     remembers: bool,
     may_lead: bool,
+    /// Of the application.
+    payload: u32,
     poisoned: bool,
     /// In order of their numbers.
     peers: Vec<Peer>,
@@ -157,6 +166,7 @@ pub struct Paxos {
     catch_up: CatchUp,
     reads: Reads,
     lease: Lease,
+    watch: Watch,
     chance: Chance,
     messages: VecDeque<(NodeId, Message)>,
     held: VecDeque<(PersistNumber, NodeId, Message)>,
@@ -207,6 +217,7 @@ impl Paxos {
             round_seen: promised.round,
             remembers,
             may_lead: true,
+            payload: 0,
             poisoned: false,
             peers: Vec::new(),
             members_version: 0,
@@ -219,6 +230,7 @@ impl Paxos {
             catch_up: CatchUp::default(),
             reads: Reads::new(settings.seed),
             lease: Lease::default(),
+            watch: Watch::default(),
             messages: VecDeque::new(),
             held: VecDeque::new(),
             log_reads: VecDeque::new(),
@@ -245,12 +257,14 @@ impl Paxos {
                 peer.heartbeat_due = true;
             }
             self.keep_lease();
+            self.watch_leadership();
         }
         if self.settings.whims.has(Point::ExtraRows) {
             self.mark_rows_due();
         }
         self.check_quorum();
         self.dismiss_leavers();
+        self.continue_transfer();
         if self.now >= self.election_at {
             self.on_election_timer();
         }
@@ -268,6 +282,14 @@ impl Paxos {
             return self.now + Nanos(1);
         }
         self.heartbeat_at.min(self.election_at)
+    }
+
+    /// What this replica's rows carry for the application around it.
+    pub fn set_payload(&mut self, payload: u32) {
+        if self.payload != payload {
+            self.payload = payload;
+            self.mark_rows_due();
+        }
     }
 
     /// Everything emitted up to `number` is durable.
@@ -303,15 +325,6 @@ impl Paxos {
         self.mark_rows_due();
     }
 
-    /// Whether this replica may lead. One that may not hands over if it leads, and does not stand for
-    /// election; it votes as before.
-    pub fn set_may_lead(&mut self, may_lead: bool) {
-        self.may_lead = may_lead;
-        if !may_lead && self.role_is_leader() {
-            self.step_down("it may not lead at present");
-        }
-    }
-
     /// A control message arrived.
     pub fn on_message(&mut self, now: Nanos, from: NodeId, message: Message) {
         self.advance(now);
@@ -324,7 +337,10 @@ impl Paxos {
                 let member = Member { node: from, incarnation };
                 self.on_pre_vote_reply(member, ballot, granted, promised);
             }
-            Message::Prepare { ballot, from: first } => self.on_prepare(from, ballot, first),
+            Message::Prepare { ballot, from: first, released } => {
+                self.on_prepare(from, ballot, first, released);
+            }
+            Message::Lead { ballot } => self.on_lead(from, ballot),
             Message::Promise { ballot, from: first, commit_slot, runs, incarnation } => {
                 let member = Member { node: from, incarnation };
                 self.on_promise(PromiseHeld { member, commit_slot, runs }, ballot, first);
@@ -493,6 +509,11 @@ impl Paxos {
         if self.poisoned {
             flags |= RowFlags::POISONED;
         }
+        if !self.may_lead {
+            flags |= RowFlags::UNWILLING;
+        }
+        flags |= u64::from(self.settings.priority) << RowFlags::PRIORITY_SHIFT;
+        flags |= u64::from(self.payload) << RowFlags::PAYLOAD_SHIFT;
         Row {
             promised: self.acceptor.promised(),
             accepted_ballot,
@@ -562,7 +583,11 @@ impl Paxos {
     /// Whether this replica hears from a quorum, itself included: one that chooses slots if it leads,
     /// one that elects leaders if not.
     fn quorum_connected(&self) -> bool {
-        let within = self.settings.election_timeout_min;
+        self.quorum_heard(self.settings.election_timeout_min)
+    }
+
+    /// Whether such a quorum showed a sign of life within `within`.
+    fn quorum_heard(&self, within: Nanos) -> bool {
         let from = self.commit_slot.next();
         let hears = |member| {
             let peer = || self.present(member);

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::arena;
-use crate::front::Reason;
+use crate::front::{Failure, Notification, Reason};
 use crate::lanes;
 use crate::options::nanos;
 use bytes::BufMut;
@@ -154,7 +154,7 @@ impl Node {
             let Some(core) = &mut self.core else { break };
             let Some(persist) = self.unappended.take().or_else(|| core.poll_persist()) else {
                 self.log_full = false;
-                core.set_may_lead(true);
+                core.set_may_lead(self.willing);
                 break;
             };
             let record = match &persist {
@@ -322,28 +322,64 @@ impl Node {
     }
 
     fn take_notices(&mut self) {
-        let Some(core) = &mut self.core else { return };
-        while let Some(notice) = core.poll_notice() {
-            match notice {
+        while let Some(notice) = self.core.as_mut().and_then(quorate_consensus::Paxos::poll_notice)
+        {
+            let news = match notice {
                 Notice::Leading(ballot) => {
                     self.counters.leaderships += 1;
                     tracing::info!(%ballot, "leading");
+                    self.end_transfer(Err("this replica was elected again"));
+                    Notification::Leading(ballot)
                 }
-                Notice::SteppedDown(ballot, why) => tracing::warn!(%ballot, why, "stepped down"),
+                Notice::SteppedDown(ballot, why) => {
+                    tracing::warn!(%ballot, why, "stepped down");
+                    Notification::SteppedDown(ballot)
+                }
                 Notice::Following(ballot) => {
                     tracing::info!(leader = %ballot.node, %ballot, "following");
+                    self.end_transfer(Ok(ballot.node));
+                    Notification::Following(ballot)
                 }
-                Notice::Leaderless => tracing::info!("no leader known"),
-                Notice::Campaigning(ballot) => tracing::info!(%ballot, "campaigning"),
+                Notice::Transferring(to) => {
+                    tracing::info!(%to, "handing over");
+                    Notification::Transferring(to)
+                }
+                Notice::TransferFailed(to) => {
+                    tracing::warn!(%to, "it did not take over; leading on");
+                    self.end_transfer(Err("the other replica did not take over in time"));
+                    Notification::TransferFailed(to)
+                }
+                Notice::Leaderless => {
+                    tracing::info!("no leader known");
+                    Notification::Leaderless
+                }
+                Notice::Campaigning(ballot) => {
+                    tracing::info!(%ballot, "campaigning");
+                    continue;
+                }
                 Notice::Configured { id, settled } => {
                     tracing::info!(configuration = id, settled, "members");
+                    Notification::Configured { id, settled }
                 }
-                Notice::StrangeConfiguration(slot) => tracing::error!(
-                    %slot,
-                    "the members in this slot are written in a way that this version cannot read: it \
-                     votes no more; run the version that wrote them"
-                ),
-            }
+                Notice::StrangeConfiguration(slot) => {
+                    tracing::error!(
+                        %slot,
+                        "the members in this slot are written in a way that this version cannot \
+                         read: it votes no more; run the version that wrote them"
+                    );
+                    continue;
+                }
+            };
+            // Nobody may be listening.
+            let _ = self.shared.notifications.send(news);
         }
+    }
+
+    fn end_transfer(&mut self, outcome: Result<NodeId, &str>) {
+        let Some(reply) = self.transferring.take() else { return };
+        let _ = reply.send(match outcome {
+            Ok(leader) => Ok(leader.to_string().into()),
+            Err(why) => Err(Failure::Rejected(Reason::NotTransferred(why.into()))),
+        });
     }
 }

@@ -318,6 +318,7 @@ impl Node {
                 Request::Read { .. } => self.reads.len() + self.bounded_reads.len() < READS_MAX,
                 Request::Group { .. } => self.relay.has_room(),
                 Request::Checkpoint { .. } => true,
+                Request::Transfer { .. } => true,
             };
             if !has_room && self.log_failure.is_none() {
                 break;
@@ -337,6 +338,7 @@ impl Node {
             Request::Read { count, queries, .. } => items_are_whole(queries, *count),
             Request::Group { bytes, .. } => relay::parse(bytes).is_some(),
             Request::Checkpoint { .. } => true,
+            Request::Transfer { .. } => true,
         };
         if !whole {
             self.counters.failures += 1;
@@ -353,6 +355,16 @@ impl Node {
             }
             Request::Propose { count, commands, reply } => {
                 self.origin.submit(count, commands, reply, arrived);
+            }
+            Request::Transfer { to, reply } => {
+                let Some(core) = &mut self.core else { return };
+                match core.transfer(self.clock.now, to) {
+                    Ok(_) => self.transferring = Some(reply),
+                    Err(refused) => {
+                        let reason = Reason::NotTransferred(refused.to_string());
+                        let _ = reply.send(Err(Failure::Rejected(reason)));
+                    }
+                }
             }
             Request::Group { bytes, reply } => {
                 if let Some(group) = relay::parse(&bytes) {

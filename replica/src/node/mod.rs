@@ -33,6 +33,7 @@ use quorate_pmem_log::{CheckpointStore, Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The time of one turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -119,6 +120,10 @@ pub struct Node {
     stamped_ms: u64,
     /// Chains everything applied: see [`crate::Status::digest`].
     digest: u64,
+    /// Who asked for the transfer of leadership that is under way.
+    transferring: Option<ReplySender>,
+    /// The application lets this replica lead.
+    willing: bool,
     /// A persist that the log had no room for.
     unappended: Option<Persist>,
     log_full: bool,
@@ -217,6 +222,8 @@ impl Node {
             time_ms: 0,
             stamped_ms: 0,
             digest: 0,
+            transferring: None,
+            willing: true,
             unappended: None,
             log_full: false,
             log_full_since: Nanos(0),
@@ -280,6 +287,7 @@ impl Node {
         settings.heartbeat_interval = nanos(self.options.heartbeat_interval);
         settings.election_timeout_min = nanos(self.options.election_timeout_min);
         settings.election_timeout_max = nanos(self.options.election_timeout_max);
+        settings.priority = self.options.priority;
         settings.lease = nanos(self.options.lease);
         settings.clock_drift_ppm = self.options.clock_drift_ppm;
         settings.window_slots_max = self.options.window_slots_max;
@@ -402,6 +410,7 @@ impl Node {
         }
         if now.since(self.checked_at) >= CHECK_EVERY {
             self.checked_at = now;
+            self.ask_application();
             if self.options.whims.has(Point::EarlyResend) {
                 self.origin.send_again(now);
             }
@@ -413,6 +422,18 @@ impl Node {
             self.refuse_strangers();
         }
         self.continue_founding();
+    }
+
+    /// What the application wants of its replica's leadership, and what it tells the others.
+    fn ask_application(&mut self) {
+        self.willing = self.options.may_lead.ask();
+        let payload = self.shared.payload.load(Ordering::Relaxed);
+        if let Some(core) = &mut self.core {
+            core.set_payload(payload);
+            if !self.log_full {
+                core.set_may_lead(self.willing);
+            }
+        }
     }
 
     fn next_turn(&self) -> Nanos {

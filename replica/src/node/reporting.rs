@@ -86,13 +86,18 @@ impl Node {
         let heard = self.core.as_ref().and_then(|core| core.peer_row(peer));
         let row = heard.map_or(Row::default(), |(row, _)| row);
         let lags = self.core.as_ref().map(|core| core.lags()).unwrap_or_default();
+        let lag = lags.iter().find(|lag| lag.node == peer);
         PeerStatus {
             node: peer,
             link: self.transport.status(peer),
             heard_ms_ago: heard.map(|(_, ago)| ago.0 / 1_000_000),
             commit_slot: row.commit_slot,
             applied_slot: row.applied_slot,
-            lag: lags.iter().find(|(node, _)| *node == peer).map(|(_, lag)| *lag),
+            lag: lag.map(|lag| lag.slots),
+            in_flight: lag.map(|lag| lag.in_flight),
+            vote: (row.accepted_ballot, row.accepted_slot),
+            priority: row.flags.priority(),
+            payload: row.flags.payload(),
             votes: heard.is_some() && row.flags.0 & RowFlags::AMNESIAC == 0,
             poisoned: row.flags.has(RowFlags::POISONED),
         }

@@ -46,6 +46,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// saw a reply from here has seen nothing newer.
     fn applied_slot(&self) -> u64;
 
+    /// Begins to hand leadership to replica `to`, or to whoever is fittest (`QUORATE TRANSFER`); how it
+    /// ends is seen in the status.
+    ///
+    /// # Errors
+    /// Why not.
+    fn transfer(&self, to: Option<u16>) -> Result<(), String>;
+
     /// The state of the cluster as seen from here, as JSON (`QUORATE STATUS`).
     fn status_json(&self) -> String;
 

@@ -80,7 +80,7 @@ pub(super) fn run<B: Backend>(
     }
 }
 
-/// `QUORATE STATUS`, `QUORATE SLOT`, `QUORATE READ LINEARIZABLE|STALE|slot`.
+/// `QUORATE STATUS`, `QUORATE SLOT`, `QUORATE READ LINEARIZABLE|STALE|slot`, `QUORATE TRANSFER [node]`.
 fn quorate<B: Backend>(
     session: &mut Session,
     args: Args<'_>,
@@ -105,6 +105,19 @@ fn quorate<B: Backend>(
                 },
             };
             writer.ok();
+        }
+        word if is(word, "transfer") => {
+            let to = match args.get(2).map(parse_integer) {
+                None => None,
+                Some(number) => match number.and_then(|number| u16::try_from(number).ok()) {
+                    Some(node) if args.len() == 3 => Some(node),
+                    _ => return writer.error("ERR QUORATE TRANSFER takes the number of a replica"),
+                },
+            };
+            match backend.transfer(to) {
+                Ok(()) => writer.ok(),
+                Err(why) => writer.error(&format!("ERR {why}")),
+            }
         }
         _ => writer.bulk(backend.status_json().as_bytes()),
     }

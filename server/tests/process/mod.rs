@@ -383,6 +383,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
             listen_peer: None,
             spin_us: 0,
             segment_bytes: 16 << 20,
+            priority: 100,
         },
         members: members.collect(),
         client: Default::default(),

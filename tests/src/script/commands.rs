@@ -9,6 +9,7 @@
 //! | `deliver 1 2 [Kind\|accept\|row]` | delivers all of 1 to 2, or the next of that kind; `deliver all` delivers what is in flight now |
 //! | `propose 1 a b`, `fill 1 500`, `read 2` | client requests |
 //! | `members 1 1,2,4 [learners=5] [quorums=3/2] [readmit=4]` | a change of members (`cluster 3 spares=2` has replicas 4 and 5) |
+//! | `transfer 1 [2]`, `unwilling 1`, `willing 1` | leadership goes to 2, or to whoever is best; a replica may not lead, and may again |
 //! | `hold-persist 2`, `persist 2 [K]`, `release-persist 2` | durability by hand |
 //! | `crash 1`, `restart 1 [commit=S]`, `wipe 1`, `poison 1`, `pause 1`, `resume 1` | processes and disks |
 //! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
@@ -79,6 +80,7 @@ impl Interpreter {
             "propose" | "fill" | "read" => self.request(command, arguments),
             "members" => self.members(arguments),
             "hold-persist" | "persist" | "release-persist" => self.durability(command, arguments),
+            "transfer" | "unwilling" | "willing" => self.leadership(command, arguments),
             "crash" | "restart" | "wipe" | "poison" | "pause" | "resume" => {
                 self.process(command, arguments)
             }
@@ -216,6 +218,21 @@ impl Interpreter {
             }
         }
         self.cluster.change(node(at)?, &change);
+        Ok(())
+    }
+
+    fn leadership(&mut self, command: &str, arguments: &[&str]) -> Outcome {
+        let (at, rest) = arguments.split_first().ok_or("at which node?")?;
+        let at = node(at)?;
+        let to = rest.first().map(|word| node(word)).transpose()?;
+        let mut refused = None;
+        self.cluster.event(at, |core, now| match command {
+            "transfer" => refused = core.transfer(now, to).err(),
+            _ => core.set_may_lead(command == "willing"),
+        });
+        if let Some(refused) = refused {
+            self.cluster.note(format!("{at:?} refuses: {refused}"));
+        }
         Ok(())
     }
 
@@ -462,7 +479,7 @@ fn handmade_row(words: &[&str]) -> Result<Row, String> {
 fn handmade(kind: &str, words: &[&str], incarnation: Incarnation) -> Result<Message, String> {
     Ok(match (kind, words) {
         ("Prepare", [under, from]) => {
-            Message::Prepare { ballot: ballot(under)?, from: slot(from)? }
+            Message::Prepare { ballot: ballot(under)?, from: slot(from)?, released: Ballot::ZERO }
         }
         ("Nack", [under, promised]) => {
             Message::Nack { ballot: ballot(under)?, promised: ballot(promised)? }

@@ -3,8 +3,8 @@
 use super::cluster::Cluster;
 use super::replica::Replica;
 use quorate_consensus::{
-    Accept, Configuration, Entry, Member, Message, NodeId, Notice, QuorumSizes, Row, RowFlags, Run,
-    Slot, Value, ValueKind,
+    Accept, Ballot, Configuration, Entry, Member, Message, NodeId, Notice, QuorumSizes, Row,
+    RowFlags, Run, Slot, Value, ValueKind,
 };
 use std::fmt::Write as _;
 
@@ -84,6 +84,7 @@ pub fn kind(message: &Message) -> &'static str {
         Message::PreVote { .. } => "PreVote",
         Message::PreVoteReply { .. } => "PreVoteReply",
         Message::Prepare { .. } => "Prepare",
+        Message::Lead { .. } => "Lead",
         Message::Promise { .. } => "Promise",
         Message::Nack { .. } => "Nack",
         Message::Fetch { .. } => "Fetch",
@@ -114,7 +115,14 @@ pub fn message(message: &Message) -> String {
             let word = if *granted { "granted" } else { "refused" };
             format!("{kind} {ballot:?} {word}, promised {promised:?}")
         }
-        Message::Prepare { ballot, from } => format!("{kind} {ballot:?} from {from:?}"),
+        Message::Prepare { ballot, from, released } => {
+            let released = match *released {
+                Ballot::ZERO => String::new(),
+                released => format!(", released by {released:?}"),
+            };
+            format!("{kind} {ballot:?} from {from:?}{released}")
+        }
+        Message::Lead { ballot } => format!("{kind} {ballot:?}"),
         Message::Promise { ballot, from, commit_slot, runs: list, .. } => {
             let list = runs(list);
             format!("{kind} {ballot:?} from {from:?} commit {commit_slot:?} accepted {list}")
@@ -176,6 +184,7 @@ pub fn row_news(before: &Row, row: &Row) -> Option<String> {
         (RowFlags::QUORUM_CONNECTED, "connected"),
         (RowFlags::AMNESIAC, "amnesiac"),
         (RowFlags::POISONED, "poisoned"),
+        (RowFlags::UNWILLING, "unwilling"),
     ];
     for (bit, name) in names {
         if row.flags.has(bit) != before.flags.has(bit) {
@@ -192,6 +201,8 @@ pub fn notice(node: NodeId, notice: &Notice) -> String {
         Notice::Leading(ballot) => format!("{node:?} LEADS under {ballot:?}"),
         Notice::SteppedDown(ballot, why) => format!("{node:?} STEPS DOWN from {ballot:?}: {why}"),
         Notice::Following(ballot) => format!("{node:?} follows {ballot:?}"),
+        Notice::Transferring(to) => format!("{node:?} hands over to {to:?}"),
+        Notice::TransferFailed(to) => format!("{node:?} goes on leading: {to:?} did not take over"),
         Notice::Leaderless => format!("{node:?} is without a leader"),
         Notice::Campaigning(ballot) => format!("{node:?} campaigns under {ballot:?}"),
         Notice::Configured { id, settled: false } => format!("{node:?} is in configuration #{id}"),

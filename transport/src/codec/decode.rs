@@ -101,7 +101,12 @@ impl Cursor {
                 let incarnation = Incarnation(self.u64()?);
                 Message::PreVoteReply { ballot, promised, incarnation, granted: self.flag()? }
             }
-            kind::PREPARE => Message::Prepare { ballot: self.ballot()?, from: self.slot()? },
+            kind::PREPARE => Message::Prepare {
+                ballot: self.ballot()?,
+                from: self.slot()?,
+                released: self.ballot()?,
+            },
+            kind::LEAD => Message::Lead { ballot: self.ballot()? },
             kind::PROMISE => Message::Promise {
                 ballot: self.ballot()?,
                 from: self.slot()?,

@@ -48,7 +48,9 @@ pub fn encode(message: &Message, into: &mut BytesMut) -> Result<(), EncodeError>
 #[must_use]
 pub fn encoded_len(message: &Message) -> usize {
     let fixed = match message {
-        Message::PreVote { .. } | Message::Prepare { .. } | Message::Nack { .. } => 16,
+        Message::PreVote { .. } | Message::Nack { .. } => 16,
+        Message::Prepare { .. } => 24,
+        Message::Lead { .. } => 8,
         Message::PreVoteReply { .. } => 25,
         Message::Promise { runs, .. } => 36 + RUN_BYTES * runs.len(),
         Message::Fetch { .. } | Message::Behind { .. } => 24,
@@ -72,6 +74,7 @@ fn kind_of(message: &Message) -> u8 {
         Message::PreVote { .. } => kind::PRE_VOTE,
         Message::PreVoteReply { .. } => kind::PRE_VOTE_REPLY,
         Message::Prepare { .. } => kind::PREPARE,
+        Message::Lead { .. } => kind::LEAD,
         Message::Promise { .. } => kind::PROMISE,
         Message::Nack { .. } => kind::NACK,
         Message::Fetch { .. } => kind::FETCH,
@@ -104,7 +107,10 @@ fn put_fixed(message: &Message, into: &mut BytesMut) {
             put(into, *ballot, &[promised.pack(), incarnation.0]);
             into.put_u8(u8::from(*granted));
         }
-        Message::Prepare { ballot, from } => put(into, *ballot, &[from.0]),
+        Message::Prepare { ballot, from, released } => {
+            put(into, *ballot, &[from.0, released.pack()]);
+        }
+        Message::Lead { ballot } => put(into, *ballot, &[]),
         Message::Promise { ballot, from, commit_slot, runs, incarnation } => {
             put(into, *ballot, &[from.0, commit_slot.0, incarnation.0]);
             put_runs(into, runs);

@@ -51,6 +51,7 @@ mod kind {
     pub(super) const GOODBYE: u8 = 16;
     pub(super) const SNAPSHOT_REQUEST: u8 = 17;
     pub(super) const SNAPSHOT_REPLY: u8 = 18;
+    pub(super) const LEAD: u8 = 32;
 }
 
 #[cfg(test)]

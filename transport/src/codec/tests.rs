@@ -50,7 +50,12 @@ fn messages() -> impl Strategy<Value = Message> {
                 Message::PreVoteReply { ballot, granted, promised, incarnation }
             }
         ),
-        (ballots(), slots()).prop_map(|(ballot, from)| Message::Prepare { ballot, from }),
+        (ballots(), slots(), ballots()).prop_map(|(ballot, from, released)| Message::Prepare {
+            ballot,
+            from,
+            released
+        }),
+        ballots().prop_map(|ballot| Message::Lead { ballot }),
         (ballots(), slots(), slots(), runs(), any::<u64>()).prop_map(
             |(ballot, from, commit_slot, runs, word)| {
                 let incarnation = Incarnation(word);
@@ -166,12 +171,13 @@ proptest! {
 fn every_kind_is_generated() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let mut seen = [false; 19];
+    let mut seen = [false; 256];
     for _ in 0..1000 {
         let message = messages().new_tree(&mut runner).unwrap().current();
         seen[encoded(&message)[3] as usize] = true;
     }
-    assert!(seen[1..].iter().all(|seen| *seen), "{seen:?}");
+    assert!(seen[1..19].iter().all(|seen| *seen), "{seen:?}");
+    assert!(seen[kind::LEAD as usize]);
 }
 
 #[test]

@@ -224,6 +224,9 @@ async fn a_connection_says_how_fresh_its_reads_must_be() {
     let refused = "-ERR QUORATE READ takes LINEARIZABLE, STALE, or a slot from QUORATE SLOT\r\n";
     c.check("QUORATE READ -1", refused).await;
     c.check("QUORATE READ soon", refused).await;
+    c.check("QUORATE TRANSFER 2", "-ERR there is one replica\r\n").await;
+    let takes = "-ERR QUORATE TRANSFER takes the number of a replica\r\n";
+    c.check("QUORATE TRANSFER x", takes).await;
     let asked = backend.0.freshness.lock().expect("not poisoned").clone();
     let linear = Freshness::Linearizable;
     assert_eq!(asked, [linear, Freshness::AtLeast(17), Freshness::Stale, linear]);

@@ -104,6 +104,10 @@ impl Backend for Single {
         self.run(count, &queries, |store, now, query, out| store.query(now, query, out))
     }
 
+    fn transfer(&self, _: Option<u16>) -> Result<(), String> {
+        Err("there is one replica".into())
+    }
+
     fn applied_slot(&self) -> u64 {
         17
     }
