@@ -73,6 +73,7 @@ impl<'a> Cluster<'a> {
                 listen_peer: None,
                 spin_us: 0,
                 segment_bytes: 16 << 20,
+                priority: 100,
             },
             members: members.collect(),
             client: ClientConfig {
