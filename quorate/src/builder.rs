@@ -59,6 +59,8 @@ pub struct Builder {
     #[cfg(feature = "client")]
     clients: Option<String>,
     transport: Option<Box<dyn Transport>>,
+    #[cfg(feature = "rdma")]
+    adapter: Option<quorate_transport_rdma::AdapterOptions>,
     adjust: Vec<fn(&mut NodeOptions)>,
     options: Option<NodeOptions>,
     may_lead: Option<MayLead>,
@@ -88,6 +90,8 @@ impl Replica {
             #[cfg(feature = "client")]
             clients: None,
             transport: None,
+            #[cfg(feature = "rdma")]
+            adapter: None,
             adjust: Vec::new(),
             options: None,
             may_lead: None,
@@ -190,6 +194,15 @@ impl Builder {
     #[must_use]
     pub fn transport(mut self, transport: Box<dyn Transport>) -> Self {
         self.transport = Some(transport);
+        self
+    }
+
+    /// Ships the log by RDMA, on the device that `adapter` describes; the default picks one. Messages
+    /// and whatever RDMA cannot carry go over TCP as before. Starting fails where there is no device.
+    #[cfg(feature = "rdma")]
+    #[must_use]
+    pub fn rdma(mut self, adapter: quorate_transport_rdma::AdapterOptions) -> Self {
+        self.adapter = Some(adapter);
         self
     }
 
@@ -328,6 +341,7 @@ impl Builder {
     #[cfg(feature = "tcp")]
     fn default_transport(&self) -> Result<Box<dyn Transport>, StartError> {
         use quorate_transport_tcp::{TcpOptions, TcpTransport};
+        let failed = |error: &dyn std::error::Error| StartError::Transport(error.to_string());
         let own = self.members.iter().find(|(node, _)| *node == self.node);
         let listen = self.listen.as_ref().or(own.map(|(_, address)| address));
         let listen = listen.ok_or_else(|| {
@@ -336,9 +350,18 @@ impl Builder {
         let listen = resolve(listen)?;
         let peers = self.members.iter().filter(|(node, _)| *node != self.node).cloned().collect();
         let options = TcpOptions { local: self.node, listen, peers, cluster: 0 };
-        let transport = TcpTransport::bind(options)
-            .map_err(|error| StartError::Transport(error.to_string()))?;
-        Ok(Box::new(transport))
+        #[cfg(feature = "rdma")]
+        if let Some(adapter) = &self.adapter {
+            use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, STALL, verbs};
+            let address = adapter.address.or(Some(listen.ip()));
+            let adapter = AdapterOptions { address, ..adapter.clone() };
+            let library = verbs::Library::load().map_err(|error| failed(&error))?;
+            let options = RdmaOptions { tcp: options, adapter, stall: STALL };
+            let transport =
+                RdmaTransport::bind(&library, options).map_err(|error| failed(&error))?;
+            return Ok(Box::new(transport));
+        }
+        Ok(Box::new(TcpTransport::bind(options).map_err(|error| failed(&error))?))
     }
 
     #[cfg(not(feature = "tcp"))]

@@ -35,7 +35,8 @@
 //!
 //! Many state machines in one process, each replicated for itself over shared connections: [`Host`].
 //!
-//! Included and replaceable: the TCP transport ([`Builder::transport`]), the log on a file
+//! Included and replaceable: the TCP transport ([`Builder::transport`]), with the feature `rdma` one by
+//! RDMA, the log on a file
 //! ([`Builder::medium`]), limits and timers ([`Builder::adjust`]).
 //!
 //! This crate does not change the members of a running cluster yet, does not take checkpoints yet, and
@@ -59,6 +60,8 @@ pub use quorate_replica::{
     Notification, PeerStatus, Pending, PendingGroup, Reason, Replier, Runner, StateMachine, Status,
 };
 pub use quorate_transport::{self as transport, Transport};
+#[cfg(feature = "rdma")]
+pub use quorate_transport_rdma as rdma;
 #[cfg(feature = "client")]
 pub use remote::{CLIENTS_MAX, Client, ClientOptions, ConnectError, IN_FLIGHT_MAX};
 

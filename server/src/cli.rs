@@ -65,8 +65,8 @@ pub struct ClusterArgs {
     /// new cluster, what it has for an old one.
     #[arg(long, value_name = "MEDIUM")]
     pub durability: Option<String>,
-    /// What carries the traffic between replicas.
-    #[arg(long, default_value = "tcp")]
+    /// What carries the log between replicas: `tcp`, or `rdma` where there is a device.
+    #[arg(long, default_value = "tcp", value_name = "TRANSPORT")]
     pub transport: String,
 }
 

@@ -1,7 +1,7 @@
 //! `quorate cluster`: a whole cluster on this machine, one process for each replica.
 
 use crate::cli::ClusterArgs;
-use crate::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig};
+use crate::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig, check_transport};
 use crate::status::{self, Answer};
 use anyhow::{Context, Result, bail};
 use quorate::MediumKind;
@@ -97,6 +97,7 @@ impl Manifest {
             metrics: MetricsConfig { listen: Some(self.metrics_address(node)) },
             timers: Default::default(),
             limits: Default::default(),
+            rdma: Default::default(),
         }
     }
 }
@@ -241,9 +242,8 @@ fn check_ports(manifest: &Manifest) -> Result<()> {
 
 /// What the command line and the folder together say.
 fn manifest(args: &ClusterArgs, directory: &Path) -> Result<Manifest> {
-    if args.transport != "tcp" {
-        bail!("--transport {}: this build knows `tcp` only", args.transport);
-    }
+    check_transport(&args.transport)
+        .map_err(|text| anyhow::anyhow!("--transport {}: {text}", args.transport))?;
     if let Some(asked) = &args.durability {
         asked.parse::<MediumKind>().map_err(anyhow::Error::msg)?;
     }

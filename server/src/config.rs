@@ -27,6 +27,9 @@ pub struct Config {
     /// Limits.
     #[serde(default)]
     pub limits: LimitConfig,
+    /// The RDMA device, where the transport is `rdma`.
+    #[serde(default, skip_serializing_if = "RdmaConfig::is_default")]
+    pub rdma: RdmaConfig,
 }
 
 /// `[replica]`
@@ -40,7 +43,7 @@ pub struct ReplicaConfig {
     /// `file`, `dax`, `emulated` or `memory`.
     #[serde(default = "default_durability")]
     pub durability: String,
-    /// What carries the traffic between replicas: `tcp`.
+    /// What carries the log between replicas: `tcp` or `rdma`.
     #[serde(default = "default_transport")]
     pub transport: String,
     /// The address to listen on for peers, where it is not the member's own `peer` address.
@@ -87,6 +90,24 @@ pub struct ClientConfig {
     pub threads: usize,
     /// A request without an outcome after this long gets an error.
     pub request_timeout_ms: u64,
+}
+
+/// `[rdma]`: what is left out is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RdmaConfig {
+    /// Name of the device.
+    pub device: Option<String>,
+    /// Its port, from 1.
+    pub port: Option<u8>,
+    /// Index of the port's GID.
+    pub gid_index: Option<u8>,
+}
+
+impl RdmaConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// `[metrics]`
@@ -248,11 +269,8 @@ impl Config {
         if let Err(text) = self.replica.durability.parse::<MediumKind>() {
             return contradiction(format!("replica.durability: {text}"));
         }
-        if self.replica.transport != "tcp" {
-            return contradiction(format!(
-                "replica.transport = \"{}\": this build knows \"tcp\" only",
-                self.replica.transport
-            ));
+        if let Err(text) = check_transport(&self.replica.transport) {
+            return contradiction(format!("replica.transport: {text}"));
         }
         if !["forward", "redirect"].contains(&self.client.on_follower.as_str()) {
             return contradiction(format!(
@@ -295,6 +313,19 @@ impl Config {
         options.ring_bytes = self.limits.ring_bytes;
         options.spin = Duration::from_micros(self.replica.spin_us);
         options
+    }
+}
+
+/// Whether this build knows the transport.
+///
+/// # Errors
+/// What it knows instead.
+pub fn check_transport(transport: &str) -> Result<(), String> {
+    match transport {
+        "tcp" => Ok(()),
+        "rdma" if cfg!(feature = "rdma") => Ok(()),
+        "rdma" => Err("this build is without RDMA: build it with the feature `rdma`, or use tcp".into()),
+        other => Err(format!("'{other}' is no transport: use tcp or rdma")),
     }
 }
 
@@ -367,6 +398,7 @@ mod tests {
         // What is said to be a default is the default.
         assert_eq!(config.timers, TimerConfig::default());
         assert_eq!(config.limits, LimitConfig::default());
+        assert!(config.rdma.device.is_some() && config.rdma.gid_index.is_some());
         let listen = config.client.listen.clone();
         assert!(listen.is_some() && config.replica.listen_peer.is_some());
         assert_eq!(config.client, ClientConfig { listen, ..ClientConfig::default() });

@@ -110,6 +110,16 @@ fn start_replica(config: &Config, machine: KvMachine) -> Result<Replica> {
     if let Some(listen) = &config.replica.listen_peer {
         builder = builder.listen(listen);
     }
+    #[cfg(feature = "rdma")]
+    if config.replica.transport == "rdma" {
+        let rdma = &config.rdma;
+        builder = builder.rdma(quorate::rdma::AdapterOptions {
+            device: rdma.device.clone(),
+            port: rdma.port,
+            gid_index: rdma.gid_index,
+            address: None,
+        });
+    }
     Ok(builder.start(machine)?)
 }
 

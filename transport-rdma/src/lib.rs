@@ -29,6 +29,7 @@ pub mod torture;
 mod transport;
 
 pub use adapter::{Adapter, AdapterOptions};
+pub use quorate_ffi::verbs;
 pub use link::{BELLS, SEND_DEPTH, STALL};
 pub use options::{RdmaOptions, StartError, Statistics};
 pub use peer::{FAILURES_MAX, RETRY_MAX, RETRY_MIN};

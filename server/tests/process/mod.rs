@@ -390,6 +390,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
         metrics: MetricsConfig { listen: None },
         timers: Default::default(),
         limits: Default::default(),
+        rdma: Default::default(),
     }
 }
 
