@@ -352,7 +352,9 @@ impl Builder {
         let options = TcpOptions { local: self.node, listen, peers, cluster: 0 };
         #[cfg(feature = "rdma")]
         if let Some(adapter) = &self.adapter {
-            use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, STALL, verbs};
+            use quorate_transport_rdma::{
+                AdapterOptions, RdmaOptions, RdmaTransport, STALL, verbs,
+            };
             let address = adapter.address.or(Some(listen.ip()));
             let adapter = AdapterOptions { address, ..adapter.clone() };
             let library = verbs::Library::load().map_err(|error| failed(&error))?;

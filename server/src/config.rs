@@ -324,7 +324,9 @@ pub fn check_transport(transport: &str) -> Result<(), String> {
     match transport {
         "tcp" => Ok(()),
         "rdma" if cfg!(feature = "rdma") => Ok(()),
-        "rdma" => Err("this build is without RDMA: build it with the feature `rdma`, or use tcp".into()),
+        "rdma" => {
+            Err("this build is without RDMA: build it with the feature `rdma`, or use tcp".into())
+        }
         other => Err(format!("'{other}' is no transport: use tcp or rdma")),
     }
 }

@@ -29,10 +29,10 @@ pub mod torture;
 mod transport;
 
 pub use adapter::{Adapter, AdapterOptions};
-pub use quorate_ffi::verbs;
 pub use link::{BELLS, SEND_DEPTH, STALL};
 pub use options::{RdmaOptions, StartError, Statistics};
 pub use peer::{FAILURES_MAX, RETRY_MAX, RETRY_MIN};
+pub use quorate_ffi::verbs;
 pub use send_queue::{SEND_QUEUE_BYTES_MAX, SEND_QUEUE_PIECES_MAX};
 pub use staging::STAGING_BYTES;
 pub use transport::RdmaTransport;

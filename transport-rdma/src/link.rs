@@ -5,10 +5,12 @@
 //! peers get it. The last request of a chain is signaled, and its completion speaks for all before.
 //!
 //! A peer that sleeps is woken by a bell, a write that carries a number. It tells by a word in our
-//! mailbox that it sleeps, each time with a higher epoch, and looks at its regions once more when
-//! that word has arrived here. We ring once in an epoch, if anything was written since the last bell,
-//! and look at the word after every completion. So whoever of the two comes later sees the other:
-//! either the peer's last look finds the write, or the word was here before the write's completion.
+//! mailbox that it may be asleep from now on, and looks at its regions once more when that word has
+//! arrived here. While the word stands we ring with everything that we write, and once for what was
+//! written before, and we look at the word after every completion. So whoever of the two comes later
+//! sees the other: either the peer's last look finds the write, or the word was here before the
+//! write's completion. The word also counts the bells that the peer has heard: while one is on its
+//! way nobody sleeps, so no more are rung than it has receives for.
 
 use crate::Statistics;
 use crate::regions::Grant;
@@ -24,8 +26,10 @@ use std::time::{Duration, Instant};
 
 /// Requests that one connection has under way at most.
 pub const SEND_DEPTH: u32 = 256;
-/// Receives that wait for bells; a peer rings once for each time that we said we sleep.
-pub const BELLS: u32 = 4;
+/// Receives that wait for bells, and so the bells that may be on their way.
+pub const BELLS: u32 = 64;
+/// A peer that may ring is told of the bells that were heard after so many.
+const BELLS_TOLD: u32 = BELLS / 4;
 /// A request without an answer for so long ends the life of its lane, unless told otherwise. The
 /// device's own retries take longer, and on some devices they never end.
 pub const STALL: Duration = Duration::from_secs(1);
@@ -45,8 +49,9 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 
 /// The peer's mailbox here, and ours there: words of 8 bytes, and room for the probe.
 pub(crate) mod mailbox {
-    /// Written by the peer: the epoch in which it sleeps.
+    /// Written by the peer: whether it may be asleep (the top bit), and how many bells it heard.
     pub(crate) const SLEEP: usize = 0;
+    pub(crate) const SLEEPY: u64 = 1 << 63;
     /// Written by the peer's bell: nothing that matters.
     pub(crate) const BELL: usize = 8;
     /// Written here, read by the peer: how often the loop turned.
@@ -69,8 +74,7 @@ struct Posted {
     bytes: usize,
     /// Chunks of the staging memory that it reads, from the front of `chunks`.
     chunks: usize,
-    /// A look at the peer's pulse.
-    beat: bool,
+    kind: Kind,
     at: Instant,
 }
 
@@ -88,7 +92,11 @@ enum Kind {
     Inline,
     Staged,
     Bell,
-    Sleep,
+    /// The word that this end may be asleep, or has heard bells meanwhile.
+    Sleepy,
+    /// The word that it is awake.
+    Awake,
+    /// A look at the peer's pulse.
     Beat,
 }
 
@@ -129,13 +137,17 @@ pub(crate) struct Link {
     number: u64,
     completed: u64,
     reported: u64,
-    /// Our epoch, and whether the peer may be told to ring in it.
-    epoch: u64,
-    announced: bool,
-    announce_due: bool,
-    bell_heard: bool,
-    /// The peer's epoch in which we rang, and whether something was written since.
-    rung: u64,
+    /// What the peer is told: whether this end may be asleep, and the bells that were heard.
+    sleepy: bool,
+    bells_heard: u32,
+    bells_told: u32,
+    word_due: bool,
+    /// Something happened that its caller has to look at.
+    news: bool,
+    /// A write was refused for want of room.
+    refused: bool,
+    /// Bells rung, and whether something was written since the last.
+    bells_rung: u32,
     unrung_writes: bool,
     quiet_since: Instant,
     pulse: u64,
@@ -179,11 +191,13 @@ impl Link {
             number: 0,
             completed: 0,
             reported: 0,
-            epoch: 0,
-            announced: false,
-            announce_due: false,
-            bell_heard: false,
-            rung: 0,
+            sleepy: false,
+            bells_heard: 0,
+            bells_told: 0,
+            word_due: false,
+            news: false,
+            refused: false,
+            bells_rung: 0,
             unrung_writes: false,
             quiet_since: now,
             pulse: 0,
@@ -201,8 +215,10 @@ impl Link {
         self.sends.bytes() + self.bytes_under_way
     }
 
-    pub(crate) fn has_room(&self, bytes: usize, pieces: usize) -> bool {
-        self.sends.has_room(bytes, pieces, self.bytes_under_way)
+    pub(crate) fn has_room(&mut self, bytes: usize, pieces: usize) -> bool {
+        let room = self.sends.has_room(bytes, pieces, self.bytes_under_way);
+        self.refused |= !room;
+        room
     }
 
     pub(crate) fn write(&mut self, region: RegionId, offset: usize, pieces: &[Bytes]) -> OpNumber {
@@ -224,14 +240,16 @@ impl Link {
 
     /// Posts what waits, as far as there is room: one chain, one doorbell.
     pub(crate) fn pump(&mut self, shared: &mut Shared<'_>) -> Result<(), Failure> {
-        let sleeping = self.mailbox.memory().load(mailbox::SLEEP);
-        let may_ring = sleeping > self.rung;
+        let theirs = self.mailbox.memory().load(mailbox::SLEEP);
+        let on_their_way = self.bells_rung.wrapping_sub(theirs as u32);
+        let may_ring = theirs & mailbox::SLEEPY != 0 && on_their_way < BELLS;
         let quiet = self.under_way.is_empty() && self.quiet_since.elapsed() >= BEAT;
-        let words = self.announce_due || quiet || (may_ring && self.unrung_writes);
+        let words = self.word_due || quiet || (may_ring && self.unrung_writes);
         if self.sends.is_empty() && !words {
             return Ok(());
         }
-        let epoch = self.epoch.to_le_bytes();
+        let ours = u64::from(self.bells_heard) | if self.sleepy { mailbox::SLEEPY } else { 0 };
+        let ours = ours.to_le_bytes();
         self.plan.clear();
         let mut chain = self.poster.begin();
         // Two places are kept for the words at the end.
@@ -280,15 +298,15 @@ impl Link {
         let place = |offset: usize| Remote { address: address.wrapping_add(offset as u64), key };
         let word = |kind| Planned { bytes: 0, number: None, chunks: 0, kind };
         if may_ring && (wrote || self.unrung_writes) {
-            let number = Some(self.rung as u32);
+            let number = Some(self.bells_rung);
             let to = place(mailbox::BELL);
-            chain.write_inline(id(self.sequence, &self.plan), to, [&epoch[..]], number);
+            chain.write_inline(id(self.sequence, &self.plan), to, [&ours[..]], number);
             self.plan.push(word(Kind::Bell));
         }
-        if self.announce_due {
+        if self.word_due {
             let to = place(mailbox::SLEEP);
-            chain.write_inline(id(self.sequence, &self.plan), to, [&epoch[..]], None);
-            self.plan.push(word(Kind::Sleep));
+            chain.write_inline(id(self.sequence, &self.plan), to, [&ours[..]], None);
+            self.plan.push(word(if self.sleepy { Kind::Sleepy } else { Kind::Awake }));
         }
         if self.plan.is_empty() && quiet {
             let heard = self.mailbox.source(mailbox::HEARD, 8);
@@ -304,7 +322,7 @@ impl Link {
             Err(failure) => (failure.posted, Some(failure.source)),
         };
         shared.statistics.doorbells += 1;
-        self.account(posted, sleeping, shared);
+        self.account(posted, shared);
         match refused {
             // ENOMEM: the send queue is full, which is back-pressure and no failure.
             Some(error) if error.raw_os_error() != Some(12) => Err(Failure {
@@ -316,7 +334,7 @@ impl Link {
     }
 
     /// Notes what was posted, the first so many requests of the plan.
-    fn account(&mut self, posted: usize, sleeping: u64, shared: &mut Shared<'_>) {
+    fn account(&mut self, posted: usize, shared: &mut Shared<'_>) {
         let at = Instant::now();
         self.quiet_since = at;
         for planned in self.plan.drain(..posted) {
@@ -331,17 +349,19 @@ impl Link {
                     shared.statistics.bytes += bytes as u64;
                 }
                 Kind::Bell => {
-                    self.rung = sleeping;
+                    self.bells_rung = self.bells_rung.wrapping_add(1);
                     self.unrung_writes = false;
                     shared.statistics.bells += 1;
                 }
-                Kind::Sleep => self.announce_due = false,
+                Kind::Sleepy | Kind::Awake => {
+                    self.word_due = false;
+                    self.bells_told = self.bells_heard;
+                }
                 Kind::Beat => {}
             }
             self.bytes_under_way += bytes;
-            let beat = kind == Kind::Beat;
             let sequence = self.sequence;
-            self.under_way.push_back(Posted { sequence, number, bytes, chunks, beat, at });
+            self.under_way.push_back(Posted { sequence, number, bytes, chunks, kind, at });
         }
         // What was not posted is staged again when there is room.
         let unposted: usize = self.plan.drain(..).map(|planned| planned.chunks).sum();
@@ -353,7 +373,7 @@ impl Link {
     }
 
     /// Takes completions. An error ends the life of the lane.
-    pub(crate) fn poll(&mut self, shared: &mut Shared<'_>) -> Result<bool, Failure> {
+    pub(crate) fn poll(&mut self, shared: &mut Shared<'_>) -> Result<(), Failure> {
         let lost = |error: quorate_ffi::verbs::VerbsError| Failure {
             reason: error.to_string(),
             unreachable: true,
@@ -370,7 +390,6 @@ impl Link {
                 break;
             }
         }
-        let news = self.completed > self.reported || self.rang();
         let stalled = self.under_way.front().map(|posted| posted.at.elapsed());
         match stalled {
             Some(age) if age >= shared.stall => Err(Failure {
@@ -381,7 +400,7 @@ impl Link {
                 ),
                 unreachable: true,
             }),
-            _ => Ok(news),
+            _ => Ok(()),
         }
     }
 
@@ -392,8 +411,9 @@ impl Link {
                 return Err(self.failure());
             }
             if completion.received {
-                self.announced = false;
-                self.bell_heard = true;
+                self.news = true;
+                self.bells_heard = self.bells_heard.wrapping_add(1);
+                self.word_due |= self.bells_heard.wrapping_sub(self.bells_told) >= BELLS_TOLD;
                 self.pair.post_receive(completion.id).map_err(|error| Failure {
                     reason: format!("the device refuses a receive request: {error}"),
                     unreachable: true,
@@ -431,7 +451,9 @@ impl Link {
                     staging.release(chunk);
                 }
             }
-            if posted.beat {
+            // A caller that was refused may post again; who said that it sleeps has its last look.
+            self.news |= std::mem::take(&mut self.refused) || posted.kind == Kind::Sleepy;
+            if posted.kind == Kind::Beat {
                 let heard = self.mailbox.memory().load(mailbox::HEARD);
                 let moved = heard != std::mem::replace(&mut self.heard, heard);
                 self.score = if moved { SCORE_MAX.min(self.score + 1) } else { self.score - 1 };
@@ -447,17 +469,16 @@ impl Link {
         news.then_some(OpNumber(self.completed))
     }
 
-    /// Whether a bell was heard since this was last asked.
-    fn rang(&mut self) -> bool {
-        std::mem::take(&mut self.bell_heard)
+    /// Whether something happened that the caller has to look at: a completion alone is nothing.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
-    /// Whether the last word about our sleep still holds, or is under way now: the peer will ring.
-    pub(crate) fn announce_sleep(&mut self) {
-        if !self.announced {
-            self.epoch += 1;
-            self.announced = true;
-            self.announce_due = true;
+    /// From now on the peer rings, or from now on it need not.
+    pub(crate) fn may_sleep(&mut self, sleepy: bool) {
+        if self.sleepy != sleepy {
+            self.sleepy = sleepy;
+            self.word_due = true;
         }
     }
 

@@ -96,6 +96,10 @@ impl Peer {
         }
     }
 
+    pub(crate) fn is_building(&mut self) -> bool {
+        self.building_mut().is_some()
+    }
+
     pub(crate) fn building_mut(&mut self) -> Option<&mut Building> {
         match &mut self.lane {
             DataLane::Building(building) | DataLane::Tcp(Some(building)) => Some(building),

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 /// While nothing is being built, TCP and the device's news are looked at every so many polls: each
 /// look is a system call, and a completion queue needs none.
 const POLLS_PER_LOOK: u32 = 16;
+/// After so many polls without a sleep the peers are told that nobody need ring.
+const AWAKE_POLLS: u32 = 256;
 /// The longest sleep: the peers look at the pulse of this loop.
 const PARK_MAX: Duration = Duration::from_secs(1);
 
@@ -46,6 +48,8 @@ pub struct RdmaTransport {
     inner_events: Vec<Event>,
     asides: Vec<(NodeId, Bytes)>,
     polls: u32,
+    /// Polls since the last sleep.
+    awake_polls: u32,
     /// Something is being built, or was just slept for: look at everything.
     unsettled: bool,
 }
@@ -84,6 +88,7 @@ impl RdmaTransport {
             inner_events: Vec::new(),
             asides: Vec::new(),
             polls: 0,
+            awake_polls: 0,
             unsettled: true,
         })
     }
@@ -454,9 +459,11 @@ impl RdmaTransport {
         }
     }
 
-    /// What the device tells unasked.
-    fn device_news(&mut self, now: Instant) {
+    /// What the device tells unasked; whether it did.
+    fn device_news(&mut self, now: Instant) -> bool {
+        let mut some = false;
         while let Some(event) = self.adapter.device().next_event() {
+            some = true;
             let device = self.adapter.device().name().to_owned();
             match event {
                 AsyncEvent::QueuePair(number, words) => {
@@ -487,6 +494,7 @@ impl RdmaTransport {
                 AsyncEvent::Other(code) => tracing::debug!(device, code, "device event"),
             }
         }
+        some
     }
 
     fn fail_all(&mut self, reason: &str) {
@@ -498,7 +506,7 @@ impl RdmaTransport {
         }
     }
 
-    /// Takes completions and posts what waits; whether something came.
+    /// Takes completions and posts what waits; whether the caller has something to look at.
     fn turn_links(&mut self, events: &mut Vec<Event>) -> bool {
         let mut news = false;
         for place in 0..self.peers.len() {
@@ -511,23 +519,38 @@ impl RdmaTransport {
             let id = peer.id;
             let Some(link) = peer.link_mut() else { continue };
             link.beat();
-            let turned = link.poll(&mut shared).and_then(|some| {
-                link.pump(&mut shared)?;
-                Ok(some)
-            });
+            let turned = link.poll(&mut shared).and_then(|()| link.pump(&mut shared));
+            news |= link.take_news();
             if let Some(through) = link.completed() {
                 let level = Level::Accepted;
                 events.push(Event::Completed { peer: id, through, level });
             }
-            match turned {
-                Ok(some) => news |= some,
-                Err(failure) => {
-                    news = true;
-                    self.fail(place, &failure);
-                }
+            if let Err(failure) = turned {
+                news = true;
+                self.fail(place, &failure);
             }
         }
         news
+    }
+
+    /// Lets the next completion of any connection end a sleep, and tells the peers to ring.
+    fn arm(&mut self) {
+        for place in 0..self.peers.len() {
+            let armed = match &mut self.peers[place].lane {
+                DataLane::Rdma(link) => {
+                    link.may_sleep(true);
+                    link.arm()
+                }
+                DataLane::Building(building) | DataLane::Tcp(Some(building)) => {
+                    building.arm();
+                    Ok(())
+                }
+                DataLane::Down | DataLane::Tcp(None) => Ok(()),
+            };
+            if let Err(failure) = armed {
+                self.fail(place, &failure);
+            }
+        }
     }
 
     /// Asks for the regions that writes wait for.
@@ -620,10 +643,11 @@ impl Transport for RdmaTransport {
             DataLane::Rdma(_) if length > SEND_QUEUE_BYTES_MAX => {
                 Err(PostError::TooLarge { length, limit: SEND_QUEUE_BYTES_MAX })
             }
-            DataLane::Rdma(link) if !link.has_room(length, pieces.len()) => {
-                Err(PostError::Full(peer))
+            DataLane::Rdma(link) => {
+                let room = link.has_room(length, pieces.len());
+                let post = || link.write(region, offset, pieces);
+                room.then(post).ok_or(PostError::Full(peer))
             }
-            DataLane::Rdma(link) => Ok(link.write(region, offset, pieces)),
             DataLane::Down | DataLane::Building(_) => Err(PostError::Down(peer)),
         }
     }
@@ -661,39 +685,40 @@ impl Transport for RdmaTransport {
             self.device_news(now);
             self.build(now, events);
         }
+        self.awake_polls = self.awake_polls.saturating_add(1);
+        if self.awake_polls == AWAKE_POLLS {
+            self.peers.iter_mut().filter_map(Peer::link_mut).for_each(|link| link.may_sleep(false));
+        }
         self.turn_links(events);
         self.ask();
     }
 
+    /// Ends with a bell, with anything over TCP, or with the time; a completion alone does not end
+    /// it, unless a write was refused before for want of room.
     fn park(&mut self, timeout: Duration) {
-        self.adapter.channel().drain();
-        let mut awake = !self.events.is_empty();
-        for place in 0..self.peers.len() {
-            let armed = match &mut self.peers[place].lane {
-                DataLane::Rdma(link) => {
-                    link.announce_sleep();
-                    link.arm()
-                }
-                DataLane::Building(building) | DataLane::Tcp(Some(building)) => {
-                    building.arm();
-                    Ok(())
-                }
-                DataLane::Down | DataLane::Tcp(None) => Ok(()),
-            };
-            if let Err(failure) = armed {
-                self.fail(place, &failure);
+        let end = Instant::now() + timeout.min(PARK_MAX);
+        let news = |event: &Event| !matches!(event, Event::Completed { .. });
+        let mut awake = self.events.iter().any(news);
+        self.awake_polls = 0;
+        loop {
+            self.adapter.channel().drain();
+            self.arm();
+            // What came before the arming makes no event: look once more. This also posts the word
+            // that we may be asleep; its completion wakes us for a last look at the regions.
+            let mut events = std::mem::take(&mut self.events);
+            awake |= self.turn_links(&mut events);
+            self.events = events;
+            self.ask();
+            let now = Instant::now();
+            let timer = self.next_timer().map_or(end, |at| at.min(end));
+            awake |= timer <= now;
+            let left = if awake { Duration::ZERO } else { timer - now };
+            self.tcp.park(left);
+            awake |= self.device_news(now) || self.peers.iter_mut().any(Peer::is_building);
+            if awake || !self.tcp.only_watched_is_ready() {
+                break;
             }
         }
-        // What came before the arming makes no event: look once more. This also posts the word that
-        // we sleep; its completion wakes us for a last look at the regions.
-        let mut events = std::mem::take(&mut self.events);
-        awake |= self.turn_links(&mut events);
-        self.events = events;
-        self.ask();
-        let now = Instant::now();
-        let timer = self.next_timer().map(|at| at.saturating_duration_since(now));
-        let timeout = timeout.min(PARK_MAX).min(timer.unwrap_or(PARK_MAX));
-        self.tcp.park(if awake { Duration::ZERO } else { timeout });
         self.unsettled = true;
     }
 

@@ -62,6 +62,8 @@ pub struct TcpTransport {
     pub(crate) unsettled: bool,
     /// `park` has just asked the system what is ready.
     polled: bool,
+    /// What it said was about watched descriptors, and about nothing else.
+    only_watched: bool,
     /// When a refused connection was last logged.
     pub(crate) warned: Option<Instant>,
 }
@@ -106,6 +108,7 @@ impl TcpTransport {
             statistics: Statistics::default(),
             unsettled: true,
             polled: false,
+            only_watched: false,
             warned: None,
         };
         for place in 0..transport.peers.len() {
@@ -159,6 +162,12 @@ impl TcpTransport {
     pub fn watch(&self, source: &impl AsRawFd) -> io::Result<()> {
         let fd = source.as_raw_fd();
         self.poll.registry().register(&mut SourceFd(&fd), WATCHED_TOKEN, Interest::READABLE)
+    }
+
+    /// Whether the last `park` ended because of watched descriptors, and for no other reason.
+    #[must_use]
+    pub const fn only_watched_is_ready(&self) -> bool {
+        self.only_watched
     }
 
     /// Says something beside the writes of the data lane, in order with them, to what is built on it
@@ -218,11 +227,14 @@ impl TcpTransport {
 
     /// Asks the system what is ready, and remembers it.
     fn wait(&mut self, timeout: Duration) {
+        self.only_watched = false;
         if self.poll.poll(&mut self.readiness, Some(timeout)).is_err() {
             // Interrupted: what is ready stays so.
             return;
         }
         let readiness = std::mem::replace(&mut self.readiness, Events::with_capacity(0));
+        let watched = |event: &mio::event::Event| event.token() == WATCHED_TOKEN;
+        self.only_watched = !readiness.is_empty() && readiness.iter().all(watched);
         for event in &readiness {
             match event.token() {
                 WAKER_TOKEN => {
