@@ -1,0 +1,319 @@
+//! What one committed batch costs by RDMA, in the steady state of three replicas: counted on the
+//! fake device, exactly, so that a request or a copy more is noticed.
+//!
+//! The replicas are driven by hand on this thread; between two of them stands a transport that counts
+//! what goes through it and what the one below did of it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use bytes::{Bytes, BytesMut};
+use quorate_consensus::batch::put_item;
+use quorate_consensus::{Incarnation, Nanos, NodeId};
+use quorate_ffi::fake::Fabric;
+use quorate_pmem_log::{Log, LogOptions, MediumKind};
+use quorate_replica::{Clock, Context, Node, NodeOptions, StateMachine};
+use quorate_transport::{
+    Event, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+};
+use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, STALL, Statistics};
+use quorate_transport_tcp::TcpOptions;
+use std::cell::RefCell;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What went through one transport.
+#[derive(Clone, Copy, Default, Debug)]
+struct Seen {
+    records: u64,
+    rows: u64,
+    messages: u64,
+    allocations: u64,
+    /// Copied out of rings.
+    copied_out: u64,
+    below: Statistics,
+}
+
+#[derive(Debug)]
+struct Counting {
+    below: RdmaTransport,
+    seen: Arc<Mutex<Seen>>,
+    copied_out: RefCell<u64>,
+}
+
+impl Counting {
+    fn counted<T>(&mut self, act: impl FnOnce(&mut RdmaTransport) -> T) -> T {
+        let mut result = None;
+        let below = &mut self.below;
+        let info = allocation_counter::measure(|| result = Some(act(below)));
+        let mut seen = self.seen.lock().unwrap();
+        seen.allocations += info.count_total;
+        seen.below = self.below.statistics();
+        seen.copied_out = *self.copied_out.borrow();
+        result.unwrap()
+    }
+}
+
+impl Transport for Counting {
+    fn local(&self) -> NodeId {
+        self.below.local()
+    }
+
+    fn peers(&self) -> Vec<NodeId> {
+        self.below.peers()
+    }
+
+    fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {
+        self.below.register(region, length)
+    }
+
+    fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        self.below.grant(region, peer)
+    }
+
+    fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        self.below.revoke(region, peer)
+    }
+
+    fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
+        // Looks at the header of what may be next are no copies of anything.
+        if region.0 < RegionId::row(NodeId(0)).0 && into.len() > 64 {
+            *self.copied_out.borrow_mut() += into.len() as u64;
+        }
+        self.below.copy_out(region, offset, into);
+    }
+
+    fn load(&self, region: RegionId, offset: usize) -> u64 {
+        self.below.load(region, offset)
+    }
+
+    fn write(
+        &mut self,
+        peer: NodeId,
+        region: RegionId,
+        offset: usize,
+        pieces: &[Bytes],
+    ) -> Result<OpNumber, PostError> {
+        {
+            let mut seen = self.seen.lock().unwrap();
+            if region == RegionId::row(self.below.local()) {
+                seen.rows += 1;
+            } else {
+                seen.records += 1;
+            }
+        }
+        self.counted(|below| below.write(peer, region, offset, pieces))
+    }
+
+    fn send(&mut self, peer: NodeId, message: Bytes) -> Result<(), PostError> {
+        self.seen.lock().unwrap().messages += 1;
+        self.below.send(peer, message)
+    }
+
+    fn flush(&mut self) {
+        self.counted(Transport::flush);
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>) {
+        self.counted(|below| below.poll(events));
+    }
+
+    fn park(&mut self, timeout: Duration) {
+        self.below.park(timeout);
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.below.waker()
+    }
+
+    fn hints(&self) -> bool {
+        self.below.hints()
+    }
+
+    fn reset(&mut self, peer: NodeId, reason: &str) {
+        self.below.reset(peer, reason);
+    }
+
+    fn status(&self, peer: NodeId) -> LinkStatus {
+        self.below.status(peer)
+    }
+}
+
+struct Echo;
+
+impl StateMachine for Echo {
+    fn apply(&mut self, _: &Context, command: &[u8], reply: &mut BytesMut) {
+        reply.extend_from_slice(&(command.len() as u64).to_le_bytes());
+    }
+
+    fn query(&self, _: &Context, _: &[u8], _: &mut BytesMut) {}
+}
+
+struct Cluster {
+    nodes: Vec<Node>,
+    seen: Vec<Arc<Mutex<Seen>>>,
+    now: Nanos,
+}
+
+impl Cluster {
+    fn start(fabric: &'static Fabric) -> Self {
+        let members: Vec<NodeId> = (1..=3).map(NodeId).collect();
+        // Held until all are known, so that no two are the same.
+        let held: Vec<TcpListener> =
+            members.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses: Vec<_> = held.iter().map(|held| held.local_addr().unwrap()).collect();
+        drop(held);
+        let (mut nodes, mut seen) = (Vec::new(), Vec::new());
+        for (at, node) in members.iter().copied().enumerate() {
+            let peers = members.iter().zip(&addresses).filter(|(peer, _)| **peer != node);
+            let peers = peers.map(|(peer, address)| (*peer, address.to_string())).collect();
+            let tcp = TcpOptions { local: node, listen: addresses[at], peers, cluster: 0 };
+            let device = Some(fabric.name().to_owned());
+            let adapter = AdapterOptions { device, ..AdapterOptions::default() };
+            let options = RdmaOptions { tcp, adapter, stall: STALL };
+            let below = RdmaTransport::bind(&Fabric::library(), options).unwrap();
+            let counts = Arc::new(Mutex::new(Seen::default()));
+            seen.push(Arc::clone(&counts));
+            let transport = Box::new(Counting { below, seen: counts, copied_out: RefCell::new(0) });
+            let log = LogOptions {
+                directory: std::path::PathBuf::new(),
+                medium: MediumKind::Memory,
+                node,
+                segment_bytes: 16 << 20,
+            };
+            let incarnation = Incarnation(u64::from(node.0) + 100);
+            let (log, recovered) = Log::open(&log, incarnation, Arc::new(|| {})).unwrap();
+            let mut options = NodeOptions::new(node, members.clone(), u64::from(node.0) * 77);
+            options.ring_bytes = RING_BYTES;
+            options.command_bytes_max = 1 << 20;
+            nodes.push(Node::new(options, transport, log, recovered, Box::new(Echo)).unwrap());
+        }
+        let mut cluster = Self { nodes, seen, now: Nanos(0) };
+        // Connections take real time, elections simulated time.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while cluster.leader().is_none() || !cluster.all_by_rdma() {
+            assert!(Instant::now() < deadline, "no leader, or no lanes by RDMA");
+            cluster.turn(Nanos(50_000));
+        }
+        cluster
+    }
+
+    fn leader(&self) -> Option<usize> {
+        self.nodes.iter().position(|node| node.core().is_some_and(|core| core.role_is_leader()))
+    }
+
+    fn all_by_rdma(&self) -> bool {
+        let by_rdma = |node: &Node| {
+            let status = node.status();
+            let mut peers = status.peers.iter();
+            status.peers.len() == 2
+                && peers.all(|peer| peer.link.data_up && peer.link.carrier == "rdma")
+        };
+        self.nodes.iter().all(by_rdma)
+    }
+
+    fn turn(&mut self, step: Nanos) {
+        self.now = self.now + step;
+        let clock = Clock { now: self.now, wall_ms: 1_000 + self.now.0 / 1_000_000 };
+        for node in &mut self.nodes {
+            node.step(clock);
+        }
+    }
+
+    fn applied(&self) -> u64 {
+        let applied =
+            self.nodes.iter().map(|node| node.core().map_or(0, |core| core.applied_slot().0));
+        applied.min().unwrap_or(0)
+    }
+
+    /// A batch of one command in each turn, as under load: the next record tells what is chosen. Time
+    /// hardly moves, so that no heartbeat is due.
+    fn commit(&mut self, leader: usize, command: &Bytes, batches: u64) {
+        let handle = self.nodes[leader].handle();
+        let goal = self.applied() + batches;
+        let mut pending = Vec::new();
+        for _ in 0..batches {
+            pending.push(handle.propose_items(1, command.clone()));
+            self.turn(Nanos(100));
+        }
+        for turn in 0.. {
+            if self.applied() >= goal {
+                break;
+            }
+            assert!(turn < 10_000, "a command was not applied");
+            self.turn(Nanos(100));
+        }
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.iter().map(|seen| *seen.lock().unwrap()).collect()
+    }
+}
+
+const BATCHES: u64 = 200;
+const RING_BYTES: usize = 4 << 20;
+/// What all batches of the larger kind take of a ring.
+const BYTES_MAX: u64 = BATCHES * 20_256;
+
+#[test]
+fn a_batch_is_one_write_to_each_follower_and_one_row_back() {
+    let fabric = Fabric::new(11);
+    let mut cluster = Cluster::start(fabric);
+    let leader = cluster.leader().unwrap();
+    for value_bytes in [64usize, 20_000] {
+        let mut command = BytesMut::new();
+        put_item(&mut command, &vec![7; value_bytes]);
+        let command = command.freeze();
+        // Buffers grow to their sizes, and the peers learn that nobody sleeps.
+        cluster.commit(leader, &command, 400);
+        let (before, device_before) = (cluster.seen(), fabric.counts());
+        cluster.commit(leader, &command, BATCHES);
+        let (after, device_after) = (cluster.seen(), fabric.counts());
+        let mut total = 0;
+        for (node, (before, after)) in before.iter().zip(&after).enumerate() {
+            let per_batch =
+                |count: fn(&Seen) -> u64| (count(after) - count(before)) as f64 / BATCHES as f64;
+            let records = per_batch(|seen| seen.records);
+            let rows = per_batch(|seen| seen.rows);
+            let requests = per_batch(|seen| seen.below.writes);
+            let doorbells = per_batch(|seen| seen.below.doorbells);
+            let staged = per_batch(|seen| seen.below.staged_bytes);
+            let copied = per_batch(|seen| seen.copied_out);
+            println!(
+                "{value_bytes} bytes, replica {}{}: {records} records, {rows} rows, {requests} work \
+                 requests, {doorbells} doorbells, {staged} bytes staged, {copied} copied out, {} \
+                 messages, {} allocations in {BATCHES} batches",
+                node + 1,
+                if node == leader { " (leads)" } else { "" },
+                after.messages - before.messages,
+                after.allocations - before.allocations,
+            );
+            assert_eq!(after.allocations, before.allocations, "the transport allocates");
+            assert_eq!(after.messages, before.messages, "a batch needs no message");
+            assert_eq!(after.below.bells, before.below.bells, "nobody sleeps");
+            total += after.below.writes - before.below.writes;
+            if node == leader {
+                // At the end of its memory a ring is padded, by a write of 64 bytes.
+                let laps = if value_bytes < 512 { 0 } else { BYTES_MAX / RING_BYTES as u64 + 1 };
+                let writes = after.records - before.records;
+                assert!(writes >= 2 * BATCHES, "one to each follower: {writes}");
+                assert!(writes <= 2 * (BATCHES + laps), "{writes} writes");
+                assert_eq!(after.below.writes - before.below.writes, writes, "one request each");
+                assert_eq!(after.rows, before.rows, "the next record tells what is chosen");
+                assert!(doorbells <= 2.0, "one doorbell to each follower");
+                // Headers differ from follower to follower; the payload is staged once for both.
+                let headers = 2.0 * 256.0;
+                let once = if value_bytes > 512 { value_bytes as f64 + headers } else { 0.0 };
+                assert!(staged <= once, "{staged} bytes staged");
+            } else {
+                assert_eq!(after.records, before.records, "a follower ships nothing");
+                assert_eq!(after.rows - before.rows, BATCHES, "one row back");
+                assert!(doorbells <= 1.0, "one doorbell a batch");
+                assert!(copied <= (value_bytes + 256) as f64, "copied out once: {copied}");
+            }
+        }
+        // The device saw the same, and nothing besides.
+        assert_eq!(device_after.writes - device_before.writes, total);
+        assert_eq!(device_after.immediates, device_before.immediates);
+    }
+}
