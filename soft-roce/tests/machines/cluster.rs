@@ -92,6 +92,7 @@ impl<'a> Cluster<'a> {
                 ..TimerConfig::default()
             },
             limits: LimitConfig { ring_bytes: 4 << 20, ..LimitConfig::default() },
+            rdma: Default::default(),
         }
     }
 
