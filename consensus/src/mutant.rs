@@ -52,8 +52,6 @@ pub enum Mutant {
     ApplyBehindGap,
     /// A candidate leads with one promise less than a quorum.
     ElectOnMinority,
-    /// A promise for an older ballot counts for the present one.
-    CountOldPromises,
     /// A record says that what it carries is chosen.
     CommitAhead,
     /// The log says of each entry that it is chosen.
@@ -111,7 +109,6 @@ impl Mutant {
         Self::ApplyTwice,
         Self::ApplyBehindGap,
         Self::ElectOnMinority,
-        Self::CountOldPromises,
         Self::CommitAhead,
         Self::LogCommitAhead,
         Self::TrustStaged,

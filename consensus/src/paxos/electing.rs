@@ -211,8 +211,7 @@ impl Paxos {
             _ => return,
         };
         let known = promises.iter().any(|promise| promise.member.node == node);
-        let old = ours != ballot && !self.settings.is(Mutant::CountOldPromises);
-        if old || asked != from || known {
+        if ours != ballot || asked != from || known {
             return;
         }
         promises.push(promise);
