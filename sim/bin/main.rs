@@ -375,7 +375,7 @@ fn report(sum: &Sum, elapsed: Duration, cpu: f64) {
     println!("faults injected     {injected_all}");
     println!("faults planned      {}", sum.faults);
     println!("slots committed     {}", sum.commits);
-    println!("leaderships         {}", sum.leaderships);
+    println!("leader changes      {}", sum.leaderships);
     println!("operations checked  {}", sum.checked);
     println!("stale reads checked {}", sum.stale_reads);
     println!("disks looked at     {}", sum.probes);

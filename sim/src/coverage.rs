@@ -243,6 +243,19 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_what_the_catalogue_says() {
+        let page = include_str!("../../docs/faults.md");
+        for row in Row::ALL {
+            let by = match row.standing() {
+                Simulated => "**simulated**",
+                Elsewhere(elsewhere) => elsewhere,
+            };
+            let line = format!("| {row:?} | {} | {by}", row.what());
+            assert!(page.contains(&line), "docs/faults.md has no line {line}");
+        }
+    }
+
+    #[test]
     fn the_catalogue_is_whole() {
         let faults = Row::ALL.iter().filter(|row| format!("{row:?}").starts_with('F'));
         assert_eq!(faults.count(), 118);

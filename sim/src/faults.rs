@@ -3,6 +3,7 @@
 use crate::coverage::Row;
 use crate::medium::{Damage, Survival};
 use crate::plan::{Fault, Item, Partition, Who};
+use crate::process::Process;
 use crate::random::Random;
 use crate::shape::MS;
 use crate::world::{Happening, World};
@@ -421,7 +422,12 @@ impl World {
 
     /// The operator looks at a replica whose log failed, and restarts it.
     pub(crate) fn replace_failed_log(&mut self, node: usize) {
-        let failed = self.places[node].subject().is_some_and(|subject| !subject.core.votes());
+        // It asks for it, also before its cluster is founded.
+        let asks = |process: &Process| process.node.status().trouble.contains("the log failed");
+        let failed = match self.places[node].subject() {
+            Some(subject) => !subject.core.votes(),
+            None => self.places[node].process.as_ref().is_some_and(asks),
+        };
         if failed && !self.places[node].forgets {
             if self.places[node].medium.control().failed().sync {
                 self.coverage.observe(Row::F45);

@@ -143,7 +143,8 @@ impl Control {
     fn operation(&self, change: Change) -> io::Result<()> {
         let mut state = self.lock();
         match state.dies_after {
-            Some(0) if !state.dead => {
+            Some(AT_A_NAME) if change != Change::Name => {}
+            Some(0 | AT_A_NAME) if !state.dead => {
                 state.dead = true;
                 self.dead.store(true, Ordering::Relaxed);
                 state.died_in = match change {
@@ -309,6 +310,8 @@ impl SimMedium {
     }
 }
 
+/// In place of a count: at the next change of a name.
+pub(crate) const AT_A_NAME: u64 = u64::MAX;
 /// A cache line.
 const LINE: u64 = 64;
 /// Half of the superblock: one of its two copies.

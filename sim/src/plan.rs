@@ -2,7 +2,7 @@
 //! still fails.
 
 use crate::coverage::Row;
-use crate::medium::{Damage, Survival};
+use crate::medium::{AT_A_NAME, Damage, Survival};
 use crate::network::MESSAGE_KINDS;
 use crate::random::Random;
 use crate::shape::{MS, Shape};
@@ -180,7 +180,11 @@ fn draw_kind(
             }
         }
         0 | 1 => add(Fault::Crash { node: who(random, nodes), survival: survival(random) }),
-        2 => add(Fault::CrashWithin { node, operations: random.below(12) }),
+        2 => {
+            let count = random.below(12);
+            let operations = if random.chance(400_000) { AT_A_NAME } else { count };
+            add(Fault::CrashWithin { node, operations });
+        }
         3 => add(Fault::CrashAll { survival: survival(random) }),
         4 => {
             if let Some(node) = victim {
