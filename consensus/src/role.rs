@@ -28,8 +28,8 @@ pub(crate) enum Role {
 pub(crate) struct PreCandidate {
     /// The ballot it would use.
     pub(crate) ballot: Ballot,
-    /// Who would promise it; itself included.
-    pub(crate) granted: Vec<Member>,
+    /// Who would promise it, itself included, and what each had promised when it said so.
+    pub(crate) granted: Vec<(Member, Ballot)>,
 }
 
 /// One answer to phase 1.

@@ -88,6 +88,7 @@ impl Paxos {
         self.peers[index].row_is_current = true;
         self.peers[index].heard_at = Some(self.now);
         self.round_seen = self.round_seen.max(row.promised.round);
+        self.outdate_pre_vote(from, row.promised);
         self.note_chosen_elsewhere(row.commit_slot);
         self.watch_pulse(index, row.heartbeat);
         if row.flags.has(RowFlags::LEADING) {

@@ -67,7 +67,7 @@ impl Paxos {
     fn begin_pre_vote(&mut self) {
         let ballot = self.next_ballot();
         let commit_slot = self.commit_slot;
-        let granted = alloc::vec![self.me()];
+        let granted = alloc::vec![(self.me(), self.acceptor.promised())];
         self.role = Role::PreCandidate(PreCandidate { ballot, granted });
         for node in self.other_electors() {
             self.send(node, Message::PreVote { ballot, commit_slot });
@@ -107,18 +107,31 @@ impl Paxos {
         promised: Ballot,
     ) {
         self.round_seen = self.round_seen.max(promised.round);
+        // On the other lane it showed a promise that it made since.
+        let outdated = self.peer_index(from.node);
+        let outdated = outdated.is_some_and(|index| self.peers[index].row.promised > promised);
         let Role::PreCandidate(candidate) = &mut self.role else { return };
-        if candidate.ballot != ballot || !granted || candidate.granted.contains(&from) {
+        let known = candidate.granted.iter().any(|(member, _)| *member == from);
+        if candidate.ballot != ballot || !granted || known || outdated {
             return;
         }
-        candidate.granted.push(from);
+        candidate.granted.push((from, promised));
         self.count_pre_votes();
+    }
+
+    /// A peer shows what it promised. What it granted before may be from before a leader that works:
+    /// a candidate that waits for one more grant must not depose that leader with old ones.
+    pub(super) fn outdate_pre_vote(&mut self, from: NodeId, promised: Ballot) {
+        if let Role::PreCandidate(candidate) = &mut self.role {
+            candidate.granted.retain(|(member, then)| member.node != from || promised <= *then);
+        }
     }
 
     fn count_pre_votes(&mut self) {
         let Role::PreCandidate(candidate) = &self.role else { return };
         let from = self.commit_slot.next();
-        let granted = |member: Member| candidate.granted.contains(&member);
+        let granted =
+            |member: Member| candidate.granted.iter().any(|(granter, _)| *granter == member);
         if self.configurations.is_quorum_from(from, granted) {
             self.begin_phase_one(candidate.ballot, Ballot::ZERO);
         }
