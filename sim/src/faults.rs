@@ -220,6 +220,11 @@ impl World {
             Damage::Misdirected => Row::F51,
             Damage::Superblock => Row::F53,
         };
+        // One copy is left to a superblock only where the first is not damaged already, and a cluster
+        // is not founded without all of its disks.
+        if kind == Damage::Superblock && self.places[node].subject().is_none() {
+            return false;
+        }
         self.crash(node, Survival::Subset);
         let done = self.places[node].medium.damage(kind, &mut Random::new(seed));
         let Some(what) = done else { return false };

@@ -156,7 +156,7 @@ fn settle(world: &mut World) {
     };
     // Founding needs everyone, so everyone is the core of a cluster that is not founded yet.
     if !whole.iter().all(founded) {
-        whole = (0..nodes).collect();
+        whole = (0..nodes).filter(|node| !world.places[*node].refused).collect();
     }
     whole.sort_unstable();
     world.say(|| {
