@@ -5,6 +5,8 @@
 //! deployed cluster.
 #![forbid(unsafe_code)]
 
+pub mod log;
+
 use bytes::Bytes;
 use quorate_consensus::{
     Accept, Configuration, Configurations, Incarnation, Member, Nanos, NodeId, Paxos,

@@ -14,6 +14,7 @@
 
 use core::cell::Cell;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
 
@@ -148,6 +149,12 @@ pub fn write_back(memory: &[AtomicU64]) {
     write_back_with(instruction(), memory);
 }
 
+/// Writes back every cache line of ordinary memory, for comparisons: see [`write_back`].
+pub fn write_back_bytes(memory: &[u8]) {
+    let bounds = memory.as_ptr_range();
+    write_back_lines(instruction(), bounds.start as usize..bounds.end as usize);
+}
+
 /// Orders everything before it, write-backs and non-temporal stores included, before every later
 /// store.
 pub fn fence() {
@@ -156,12 +163,17 @@ pub fn fence() {
 }
 
 fn write_back_with(instruction: Instruction, memory: &[AtomicU64]) {
-    if memory.is_empty() {
+    let bounds = memory.as_ptr_range();
+    write_back_lines(instruction, bounds.start as usize..bounds.end as usize);
+}
+
+/// The addresses are those of memory that the caller borrowed.
+fn write_back_lines(instruction: Instruction, addresses: Range<usize>) {
+    if addresses.is_empty() {
         return;
     }
-    let bounds = memory.as_ptr_range();
-    let last = bounds.end as usize - 1;
-    let first = bounds.start as usize & !(LINE_BYTES - 1);
+    let last = addresses.end - 1;
+    let first = addresses.start & !(LINE_BYTES - 1);
     for line in (first..=last).step_by(LINE_BYTES) {
         machine::write_back_line(instruction, line);
     }

@@ -50,6 +50,7 @@
 
 mod api;
 mod checkpoint;
+mod direct;
 mod error;
 mod format;
 mod group;

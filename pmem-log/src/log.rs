@@ -1,8 +1,9 @@
 //! The log itself: appending, flushing, trimming.
 
 use crate::api::{Durability, LogOptions, LogStatistics, Lsn, MediumKind, Record, Recovered};
+use crate::direct::Staging;
 use crate::error::{LogError, OpenError};
-use crate::format::{Geometry, HEADER_BYTES, Header, Kind, record_bytes};
+use crate::format::{Geometry, Header, Kind, record_bytes};
 use crate::group::{
     Driver, Failure, Group, Outcome, STAGED_BYTES_MAX, SyncSteps, SyncThread, Wake,
 };
@@ -16,9 +17,11 @@ use bytes::Bytes;
 use quorate_consensus::buggify::Point;
 use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot, Whims};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// One flush of so many is timed where a flush takes less time than two looks at the clock.
+const MEASURED_FLUSHES: u64 = 16;
 
 /// The durable log of one replica. Used by one thread; see the crate's page.
 #[derive(Debug)]
@@ -63,8 +66,8 @@ struct Batch {
 
 #[derive(Debug)]
 enum Writer {
-    /// Records are stored where they belong at once; a flush persists them.
-    Direct,
+    /// A flush stores and persists.
+    Direct(Staging),
     /// Records are staged; a flush hands them to a thread.
     Grouped(Grouped),
 }
@@ -256,7 +259,10 @@ impl Log {
     pub fn flush(&mut self) -> Result<(), LogError> {
         self.check()?;
         match &mut self.writer {
-            Writer::Direct => self.persist_batch(),
+            Writer::Direct(_) => match self.persist_batch() {
+                Err(LogError::Full { .. }) => Ok(()),
+                done => done,
+            },
             Writer::Grouped(grouped) => {
                 grouped.flush_wanted = true;
                 self.advance()
@@ -283,10 +289,14 @@ impl Log {
         let lsn = lsn.min(self.appended);
         self.flush()?;
         while self.durable()? < lsn {
+            let full = match &self.writer {
+                Writer::Direct(_) => self.full.clone(),
+                Writer::Grouped(grouped) => grouped.thread.full(),
+            };
+            if let Some(what) = full {
+                return Err(LogError::Full { what });
+            }
             if let Writer::Grouped(grouped) = &mut self.writer {
-                if let Some(what) = grouped.thread.full() {
-                    return Err(LogError::Full { what });
-                }
                 grouped.flush_wanted = true;
                 grouped.thread.wait();
             }
@@ -334,7 +344,7 @@ impl Log {
                 grouped.thread.retire(first, retired);
                 Ok(())
             }
-            Writer::Direct => {
+            Writer::Direct(_) => {
                 let retired = self.keeper.retire(first, &retired);
                 retired.map_err(|error| self.fail(&Failure::of_sync(&error)))
             }
@@ -450,7 +460,7 @@ impl Log {
         {
             self.roll()?;
         }
-        if matches!(self.writer, Writer::Direct) {
+        if matches!(&self.writer, Writer::Direct(staging) if staging.is_empty()) {
             self.full = None;
         }
         Ok(())
@@ -460,10 +470,12 @@ impl Log {
     fn roll(&mut self) -> Result<(), LogError> {
         let number = self.current().number + 1;
         let area = match &mut self.writer {
-            Writer::Direct => {
+            Writer::Direct(_) => {
                 self.persist_batch()?;
                 let made = self.keeper.make(number, self.end);
-                Some(made.map_err(|error| self.fail(&Failure::of_write(&error)))?)
+                let made = made.map_err(|error| self.fail(&Failure::of_write(&error)))?;
+                self.full = None;
+                Some(made)
             }
             Writer::Grouped(grouped) => {
                 let padding = grouped.staged_mut().pad(self.geometry.alignment);
@@ -510,10 +522,8 @@ impl Log {
         };
         let bytes = header.encode(&self.geometry, position);
         let written = match &mut self.writer {
-            Writer::Direct => {
-                let area = self.current().area.as_ref();
-                let area = area.expect("a segment is made before it is written to directly");
-                write_record(area, offset, &bytes, payload)
+            Writer::Direct(staging) => {
+                staging.put(written_directly(&self.segments), offset, &bytes, payload)
             }
             Writer::Grouped(grouped) => {
                 grouped.stage(begins.then_some((number, batch)), &bytes, payload);
@@ -531,10 +541,15 @@ impl Log {
 
     /// Direct: makes the batch durable with one persist.
     fn persist_batch(&mut self) -> Result<(), LogError> {
-        let Some(batch) = self.batch.take() else { return Ok(()) };
-        let begin = Instant::now();
-        let area = self.current().area.as_ref();
-        let area = area.expect("a segment is made before it is written to directly");
+        let Some(batch) = self.batch else { return Ok(()) };
+        let Writer::Direct(staging) = &mut self.writer else { return Ok(()) };
+        let measured = self.statistics.flushes.is_multiple_of(MEASURED_FLUSHES);
+        let begin = measured.then(Instant::now);
+        let area = written_directly(&self.segments);
+        if let Err(error) = staging.store(area) {
+            return Err(self.fail(&Failure::of_write(&error)));
+        }
+        self.batch = None;
         let skipped = self.mistake.is(Mutant::SkipFlush);
         let bytes = if skipped { 0 } else { self.offset - batch.offset };
         if let Err(error) = area.persist(batch.offset, bytes)
@@ -543,7 +558,10 @@ impl Log {
             return Err(self.fail(&Failure::of_sync(&error)));
         }
         self.statistics.flushes += 1;
-        self.statistics.last_flush_nanos = nanos_since(begin);
+        if let Some(begin) = begin {
+            self.statistics.last_flush_nanos = nanos_since(begin);
+        }
+        self.full = None;
         self.durable = self.appended;
         self.durable_end = self.end;
         self.align();
@@ -623,7 +641,13 @@ impl Log {
 
     /// Bytes that are staged or in flight, if these are.
     pub(crate) fn unwritten(&self, number: u64, offset: u64, length: usize) -> Option<&[u8]> {
-        let Writer::Grouped(grouped) = &self.writer else { return None };
+        let grouped = match &self.writer {
+            Writer::Direct(staging) if number == self.current().number => {
+                return staging.slice(offset, length);
+            }
+            Writer::Direct(_) => return None,
+            Writer::Grouped(grouped) => grouped,
+        };
         let staged = grouped.staged.slice(number, offset, length);
         staged.or_else(|| grouped.thread.unfinished()?.slice(number, offset, length))
     }
@@ -656,7 +680,7 @@ impl Writer {
     ) -> Result<Self, OpenError> {
         let current = segments.back().and_then(|last| Some((last.number, last.area.clone()?)));
         let Some(current) = current.filter(|_| medium.profile().sync_thread) else {
-            return Ok(Self::Direct);
+            return Ok(Self::Direct(Staging::default()));
         };
         let path = medium.path(&segment_name(current.0));
         let thread = SyncThread::start(Arc::clone(keeper), current, wake, driver)
@@ -690,14 +714,10 @@ impl Grouped {
     }
 }
 
-fn write_record(
-    area: &Arc<dyn Area>,
-    offset: u64,
-    header: &[u8; HEADER_BYTES],
-    payload: &[u8],
-) -> io::Result<()> {
-    area.write(offset, header)?;
-    if payload.is_empty() { Ok(()) } else { area.write(offset + HEADER_BYTES as u64, payload) }
+/// The area of the last segment of a log without a sync thread.
+fn written_directly(segments: &VecDeque<Segment>) -> &dyn Area {
+    let area = segments.back().and_then(|last| last.area.as_ref());
+    area.expect("a segment is made before it is written to directly").as_ref()
 }
 
 fn nanos_since(begin: Instant) -> u64 {

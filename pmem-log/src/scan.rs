@@ -146,7 +146,7 @@ enum Found {
 impl Scanner<'_> {
     fn segment(&mut self, index: usize) -> io::Result<()> {
         let number = self.segments[index].number;
-        self.buffer = load(&self.segments[index], self.geometry.segment_bytes)?;
+        load(&self.segments[index], self.geometry.segment_bytes, &mut self.buffer)?;
         (self.sink)(Event::Segment);
         let start = self.geometry.position(number, 0);
         let own = SegmentHeader::decode(&self.buffer, &self.geometry, number);
@@ -324,7 +324,8 @@ impl Scanner<'_> {
             }
         }
         for next in &self.segments[index + 1..] {
-            let buffer = load(next, self.geometry.segment_bytes)?;
+            let mut buffer = Vec::new();
+            load(next, self.geometry.segment_bytes, &mut buffer)?;
             if proof(&buffer, &self.geometry, next.number, 0, end) {
                 return Ok(true);
             }
@@ -406,11 +407,11 @@ fn starts(segment: &Present, geometry: &Geometry) -> io::Result<[Option<u64>; 2]
     Ok([own.map(|header| header.previous_end), first.map(|header| header.durable)])
 }
 
-/// The whole segment; what a shortened file lacks reads as zeros.
-fn load(segment: &Present, segment_bytes: u64) -> io::Result<Vec<u8>> {
-    let mut buffer = vec![0; segment_bytes as usize];
-    read_what_is_there(segment.area.as_ref(), 0, &mut buffer)?;
-    Ok(buffer)
+/// The whole segment; what a shortened file lacks reads as zeros. The buffer is used again for the
+/// next one: fresh memory for each took more time than reading and checking it.
+fn load(segment: &Present, segment_bytes: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.resize(segment_bytes as usize, 0);
+    read_what_is_there(segment.area.as_ref(), 0, buffer)
 }
 
 /// Reads a segment, or a file that should be one: what it lacks reads as zeros.

@@ -18,7 +18,7 @@ const FIXTURE_SEGMENT: u64 = 16 << 10;
 /// The formats that there were, and the media of each.
 const FIXTURES: [(u32, &[MediumKind]); 2] = [
     (1, &[MediumKind::Emulated, MediumKind::File]),
-    (2, &[MediumKind::Emulated, MediumKind::File]),
+    (2, &[MediumKind::Emulated, MediumKind::File, MediumKind::Dax]),
 ];
 /// The life of the machine that wrote them.
 const FIXTURE_BOOT: Boot = Boot(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);

@@ -334,6 +334,9 @@ pub fn read_all(log: &Log, first: u64) -> Vec<Entry> {
 /// A directory on a DAX file system, where the suite also runs on `dax`.
 pub const DAX_DIRECTORY: &str = "QUORATE_DAX_DIR";
 
+/// A directory on a disk, where the build's own is not on one.
+pub const DISK_DIRECTORY: &str = "QUORATE_DISK_DIR";
+
 /// The media of directories that can be had here.
 pub fn directory_kinds() -> Vec<MediumKind> {
     let mut kinds = vec![MediumKind::Emulated, MediumKind::File];
@@ -344,10 +347,10 @@ pub fn directory_kinds() -> Vec<MediumKind> {
 /// An empty directory for a medium of this kind.
 pub fn directory_for(kind: MediumKind) -> TempDir {
     // The build's own directory is on a disk; the system's temporary one may not be.
-    let disk = env!("CARGO_TARGET_TMPDIR").into();
+    let disk = || env!("CARGO_TARGET_TMPDIR").into();
     let place = match kind {
         MediumKind::Dax => std::env::var_os(DAX_DIRECTORY).expect("only where it is set"),
-        _ => disk,
+        _ => std::env::var_os(DISK_DIRECTORY).unwrap_or_else(disk),
     };
     TempDir::new_in(place).unwrap()
 }
