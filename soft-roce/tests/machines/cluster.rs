@@ -2,17 +2,13 @@
 
 use crate::shared::client::{Client, Reply};
 use crate::shared::history::Clients;
-use crate::{AGENT, CLIENT_PORT, PATIENCE};
+use crate::{CLIENT_PORT, PATIENCE};
 use anyhow::{Context, Result, bail, ensure};
 use quorate_check::{History, Kv, Limits, check};
 use quorate_server::admin;
-use quorate_server::config::{
-    ClientConfig, Config, LimitConfig, MemberConfig, ReplicaConfig, TimerConfig,
-};
 use quorate_server::report::Report;
 use quorate_soft_roce::{Fault, Host, Lab, Program, Running, Traffic};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -29,14 +25,6 @@ struct Cluster<'a> {
     running: BTreeMap<u16, Running>,
 }
 
-/// The server: the one that `QUORATE_BIN` names, or the one beside the agent.
-fn server() -> Result<PathBuf> {
-    let beside = || PathBuf::from(AGENT).with_file_name("quorate");
-    let path = std::env::var_os("QUORATE_BIN").map_or_else(beside, PathBuf::from);
-    ensure!(path.exists(), "no {}: run cargo build -p quorate-server first", path.display());
-    Ok(std::path::absolute(path)?)
-}
-
 impl<'a> Cluster<'a> {
     fn start(lab: &'a Lab, transport: &str, durability: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -46,7 +34,7 @@ impl<'a> Cluster<'a> {
         for host in lab.hosts() {
             let config = cluster.config(host.number(), transport, durability);
             let file = lab.share().join(cluster.file(host.number(), "toml"));
-            std::fs::write(file, toml::to_string(&config)?)?;
+            std::fs::write(file, config)?;
             cluster.start_replica(host.number())?;
         }
         cluster.leader();
@@ -57,49 +45,44 @@ impl<'a> Cluster<'a> {
         format!("{}-{number}.{extension}", self.name)
     }
 
-    fn config(&self, number: u16, transport: &str, durability: &str) -> Config {
+    /// Timers are long: machines pause when this one is busy. Clients come over an interface of their own.
+    fn config(&self, number: u16, transport: &str, durability: &str) -> String {
         let place = if durability == "dax" { "pmem" } else { "disk" };
-        let members = self.lab.hosts().iter().map(|host| MemberConfig {
-            node: host.number(),
-            peer: format!("{}:{PEER_PORT}", host.address()),
-            client: format!("{}:{CLIENT_PORT}", host.address()),
-        });
-        Config {
-            replica: ReplicaConfig {
-                node: number,
-                directory: format!("/quorate/{place}/{}", self.name).into(),
-                durability: durability.into(),
-                transport: transport.into(),
-                listen_peer: None,
-                spin_us: 0,
-                segment_bytes: 16 << 20,
-                priority: 100,
-            },
-            members: members.collect(),
-            client: ClientConfig {
-                // Clients come over an interface of their own.
-                listen: Some(format!("0.0.0.0:{CLIENT_PORT}")),
-                value_bytes_max: 1 << 20,
-                threads: 1,
-                ..ClientConfig::default()
-            },
-            metrics: Default::default(),
-            // Machines pause for long when this one is busy.
-            timers: TimerConfig {
-                heartbeat_ms: 100,
-                election_timeout_min_ms: 1_000,
-                election_timeout_max_ms: 2_000,
-                ..TimerConfig::default()
-            },
-            limits: LimitConfig { ring_bytes: 4 << 20, ..LimitConfig::default() },
-            rdma: Default::default(),
+        let name = &self.name;
+        let mut text = format!(
+            "[replica]\n\
+             node = {number}\n\
+             directory = \"/quorate/{place}/{name}\"\n\
+             durability = \"{durability}\"\n\
+             transport = \"{transport}\"\n\
+             segment_bytes = 16777216\n\
+             [client]\n\
+             listen = \"0.0.0.0:{CLIENT_PORT}\"\n\
+             value_bytes_max = 1048576\n\
+             threads = 1\n\
+             [timers]\n\
+             heartbeat_ms = 100\n\
+             election_timeout_min_ms = 1000\n\
+             election_timeout_max_ms = 2000\n\
+             [limits]\n\
+             ring_bytes = 4194304\n"
+        );
+        for host in self.lab.hosts() {
+            let (node, address) = (host.number(), host.address());
+            text += &format!(
+                "[[member]]\n\
+                 node = {node}\n\
+                 peer = \"{address}:{PEER_PORT}\"\n\
+                 client = \"{address}:{CLIENT_PORT}\"\n"
+            );
         }
+        text
     }
 
     fn start_replica(&mut self, number: u16) -> Result<()> {
         let line = format!(
             "exec '{}' serve --config /quorate/share/{} >>/quorate/share/{} 2>&1",
-            server()?.display(),
+            crate::built("quorate")?.display(),
             self.file(number, "toml"),
             self.file(number, "log"),
         );

@@ -8,10 +8,11 @@
 mod cluster;
 mod one_host;
 mod program;
+mod rdma;
 mod shared;
 mod three_hosts;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use quorate_soft_roce::{Builder, Lab, Pmem, needs};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -36,7 +37,7 @@ enum Hosts {
     Three,
 }
 
-const TESTS: [Test; 13] = [
+const TESTS: [Test; 15] = [
     (
         "program: output and exit code are passed through",
         Hosts::One,
@@ -45,6 +46,8 @@ const TESTS: [Test; 13] = [
     ("program: the time limit ends all that it started", Hosts::One, one_host::time_limit),
     ("verbs: two processes on one device", Hosts::One, one_host::ping_pong),
     ("pmem: mappings are synchronous, others are refused", Hosts::One, one_host::map_sync),
+    ("transport: conformance on Soft-RoCE", Hosts::One, rdma::conformance),
+    ("fence: deregistration holds, access flags do not", Hosts::One, rdma::fence),
     ("device: taken away and brought back", Hosts::One, one_host::device_gone),
     ("verbs: writes between hosts, seen by the switch", Hosts::Three, three_hosts::write_latency),
     ("partition: RDMA alone", Hosts::Three, three_hosts::partition_rdma),
@@ -90,7 +93,13 @@ impl Labs {
 fn start(hosts: Hosts) -> Result<Lab> {
     let builder = Builder::new(AGENT);
     match hosts {
-        Hosts::One => builder.pmem(Pmem::Volatile { mebibytes: 64 }).start(),
+        // Two processors: a race needs them.
+        Hosts::One => builder
+            .processors(2)
+            .memory_mebibytes(1024)
+            .disk_mebibytes(1024)
+            .pmem(Pmem::Volatile { mebibytes: 64 })
+            .start(),
         Hosts::Three => {
             // In the folder for scratch files of the build; made anew.
             let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -107,6 +116,19 @@ fn start(hosts: Hosts) -> Result<Lab> {
                 .start()
         }
     }
+}
+
+/// A program of the product: from the folder that `QUORATE_BUILT` names, or that of the agent.
+fn built(name: &str) -> Result<PathBuf> {
+    let here = || PathBuf::from(AGENT).with_file_name("");
+    let folder = std::env::var_os("QUORATE_BUILT").map_or_else(here, PathBuf::from);
+    let path = std::path::absolute(folder.join(name))?;
+    ensure!(
+        path.exists(),
+        "no {}. First run: cargo build -p quorate-server -p quorate-transport-rdma --bins --examples",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// Waits until `poll` has something.
