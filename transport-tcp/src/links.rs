@@ -328,7 +328,9 @@ impl TcpTransport {
     fn take_answers(&mut self, now: Instant) {
         while let Some(answer) = self.resolver.as_ref().and_then(Resolver::answer) {
             let (place, lane) = (answer.ticket.place / 2, LANES[answer.ticket.place % 2]);
-            let slot = self.peers[place].lane(lane);
+            // It may be for a peer that is none any more.
+            let Some(peer) = self.peers.get_mut(place) else { continue };
+            let slot = peer.lane(lane);
             if !matches!(slot.dial, Dial::Resolving(serial) if serial == answer.ticket.serial) {
                 continue;
             }

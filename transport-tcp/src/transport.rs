@@ -15,7 +15,7 @@ use quorate_transport::codec::MESSAGE_BYTES_MAX;
 use quorate_transport::integrity::Randomness;
 use quorate_transport::region::{LentMemory, RegionTable};
 use quorate_transport::{
-    Event, Lane, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+    Event, Lane, LinkStatus, OpNumber, PeerError, PostError, RegionError, RegionId, Transport, Wake,
 };
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -225,6 +225,16 @@ impl TcpTransport {
         self.unsettled = true;
     }
 
+    /// Peers have other places than before, and answers of the resolver name places: those that are
+    /// under way are for nobody.
+    fn ask_for_names_again(&mut self) {
+        for slot in self.peers.iter_mut().flat_map(|peer| &mut peer.lanes) {
+            if let Dial::Resolving(_) = slot.dial {
+                slot.dial = Dial::Waiting(Instant::now());
+            }
+        }
+    }
+
     /// Asks the system what is ready, and remembers it.
     fn wait(&mut self, timeout: Duration) {
         self.only_watched = false;
@@ -340,6 +350,50 @@ impl Transport for TcpTransport {
 
     fn peers(&self) -> Vec<NodeId> {
         self.peers.iter().map(|peer| peer.id).collect()
+    }
+
+    fn add_peer(&mut self, peer: NodeId, address: &str) -> Result<(), PeerError> {
+        let unusable = |why: String| PeerError::Unusable(peer, address.to_owned(), why);
+        if peer == self.local || peer.0 == 0 {
+            return Err(unusable(
+                "a replica is not its own peer, and none has the number 0".into(),
+            ));
+        }
+        let parsed = Address::parse(address).map_err(unusable)?;
+        let place = match self.peers.binary_search_by_key(&peer, |entry| entry.id) {
+            Ok(place) => {
+                if parsed == Address::Unset || parsed == self.peers[place].address {
+                    return Ok(());
+                }
+                self.peers[place].address = parsed;
+                place
+            }
+            Err(place) => {
+                self.peers.insert(place, Peer::new(peer, parsed));
+                self.ask_for_names_again();
+                place
+            }
+        };
+        self.dial_soon(place);
+        Ok(())
+    }
+
+    fn remove_peer(&mut self, peer: NodeId) {
+        let Some(place) = self.place(peer) else { return };
+        for lane in LANES {
+            let slot = self.peers[place].lane(lane);
+            if slot.connection.is_some() || slot.ready.is_some() {
+                self.drop_lane(place, lane, "it is no member any more", true);
+            }
+        }
+        self.peers.remove(place);
+        self.ask_for_names_again();
+        self.events.retain(|event| event.peer() != peer);
+        self.unsettled = true;
+    }
+
+    fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        self.regions.unregister(region)
     }
 
     fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {

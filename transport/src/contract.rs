@@ -109,6 +109,20 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Whom it is about.
+    #[must_use]
+    pub const fn peer(&self) -> NodeId {
+        match self {
+            Self::LinkUp { peer, .. }
+            | Self::LinkDown { peer, .. }
+            | Self::Control { peer, .. }
+            | Self::Written { peer, .. }
+            | Self::Completed { peer, .. } => *peer,
+        }
+    }
+}
+
 /// Numbers the writes of one life of a data lane, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct OpNumber(pub u64);
@@ -149,6 +163,17 @@ pub enum RegionError {
     Refused(RegionId, usize, String),
 }
 
+/// Why a peer was not added.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PeerError {
+    /// This transport knows its peers from its start.
+    #[error("this transport takes no new peers: restart it with replica {0} among them")]
+    Fixed(NodeId),
+    /// The address means nothing to it, or a replica would be its own peer.
+    #[error("replica {0} at {1:?} cannot be a peer: {2}")]
+    Unusable(NodeId, String, String),
+}
+
 /// Wakes a thread that is inside [`Transport::park`], from any thread.
 pub trait Wake: Send + Sync {
     /// The next or the current `park` returns at once. Cheap enough to call often, not per command:
@@ -178,8 +203,32 @@ pub trait Transport: Send {
     /// This replica.
     fn local(&self) -> NodeId;
 
-    /// The configured peers, in order of their ids.
+    /// The peers as they are now, in order of their ids.
     fn peers(&self) -> Vec<NodeId>;
+
+    /// Makes `peer` a peer, reached at `address` (`HOST:PORT`, or empty where the other end finds the
+    /// way), or gives one that is a peer already another address, if one is named. Its lanes come up as
+    /// those of the others do ([`Event::LinkUp`]), once both ends have each other as peers. Regions that
+    /// it shall write are registered and granted before.
+    ///
+    /// # Errors
+    /// [`PeerError`]; then nothing changed.
+    fn add_peer(&mut self, peer: NodeId, _address: &str) -> Result<(), PeerError> {
+        if self.peers().contains(&peer) { Ok(()) } else { Err(PeerError::Fixed(peer)) }
+    }
+
+    /// Ends it: the lanes to `peer` are gone when this returns, with what was posted on them, and its
+    /// attempts to connect are refused. A peer that comes back is added again, and its lanes have other
+    /// incarnations then. A transport that keeps to its first peers does nothing.
+    fn remove_peer(&mut self, _peer: NodeId) {}
+
+    /// Gives the memory of a region back. Every grant of it was revoked before.
+    ///
+    /// # Errors
+    /// [`RegionError::Missing`].
+    fn unregister(&mut self, _region: RegionId) -> Result<(), RegionError> {
+        Ok(())
+    }
 
     /// Allocates `length` zeroed bytes that peers may be granted to write.
     ///

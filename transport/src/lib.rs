@@ -20,5 +20,6 @@ pub mod row;
 pub mod shards;
 
 pub use contract::{
-    Event, Lane, Level, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+    Event, Lane, Level, LinkStatus, OpNumber, PeerError, PostError, RegionError, RegionId,
+    Transport, Wake,
 };

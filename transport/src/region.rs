@@ -91,6 +91,14 @@ impl RegionTable {
         Ok(())
     }
 
+    /// See [`crate::Transport::unregister`].
+    ///
+    /// # Errors
+    /// [`RegionError::Missing`].
+    pub fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        self.regions.remove(&region).map(drop).ok_or(RegionError::Missing(region))
+    }
+
     /// As [`Self::register`], with memory that is there already and that others write as well.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use super::Build;
 use super::rig::{A, B, Outcome, REGION, Rig, check, pattern};
 use super::streams;
-use crate::{Event, Lane, PostError, RegionError, RegionId};
+use crate::{Event, Lane, PeerError, PostError, RegionError, RegionId};
 use bytes::Bytes;
 use quorate_consensus::NodeId;
 use std::time::Instant;
@@ -21,6 +21,7 @@ pub(super) const ALL: &[(&str, Scenario)] = &[
     ("both ends agree on the incarnation, and a rebuilt lane has another", incarnations_agree),
     ("after a reset nothing old takes effect", nothing_old_after_reset),
     ("half-open: one end resets, the other learns of it", half_open),
+    ("peers: one that is removed is gone, and comes back as another", peers_come_and_go),
     ("flushed once, all of it arrives though nobody flushes again", flushed_once),
     ("a lane that is down refuses, and an unknown peer too", down_and_unknown),
     ("back-pressure: Full, bounded, and nothing is lost", back_pressure),
@@ -280,6 +281,48 @@ fn half_open(build: &mut Build<'_>) -> Outcome {
     }
     let op = posted(rig.a().write(B, 0, text(9)))?;
     rig.until("the rebuilt link works", |rig| rig.ends[0].completed() >= op)
+}
+
+fn peers_come_and_go(build: &mut Build<'_>) -> Outcome {
+    let mut rig = Rig::connected(build, 2, 64)?;
+    if let Err(PeerError::Fixed(_)) = rig.a().transport.add_peer(NodeId(77), "") {
+        return Ok(());
+    }
+    rig.a().transport.remove_peer(NodeId(77));
+    let own = rig.a().transport.add_peer(A, "");
+    check(matches!(own, Err(PeerError::Unusable(..))), || "it took itself for a peer".into())?;
+    for round in 0..3 {
+        let before = rig.ends[1].life(A, Lane::Data);
+        let downs = rig.ends[1].downs(A, Lane::Data);
+        posted(rig.a().transport.send(B, text(round)))?;
+        rig.a().transport.remove_peer(B);
+        let refused = rig.a().transport.send(B, text(round));
+        check(refused == Err(PostError::Unknown(B)), || format!("it was sent: {refused:?}"))?;
+        check(!rig.a().transport.peers().contains(&B), || "it is a peer still".into())?;
+        rig.until("the other end learned that the link broke", |rig| {
+            rig.ends[1].downs(A, Lane::Data) > downs
+        })?;
+        rig.settle();
+        rig.a().events.clear();
+        rig.settle();
+        let told = rig.a().events.len();
+        check(told == 0, || format!("{told} events of one that is no peer"))?;
+        check(rig.ends[1].life(A, Lane::Data).is_none(), || "a link to one that left".into())?;
+        let again = rig.a().transport.add_peer(B, "");
+        check(again.is_ok(), || format!("it may not come back: {again:?}"))?;
+        rig.until("the lanes are up again", |rig| rig.ends[0].up(B) && rig.ends[1].up(A))?;
+        let after = rig.ends[1].life(A, Lane::Data);
+        check(after != before, || "a new link has the life of the old one".into())?;
+        let op = posted(rig.a().write(B, 0, text(100 + round)))?;
+        rig.until("the new link works", |rig| {
+            rig.ends[0].completed() >= op && rig.ends[1].region(8) == text(100 + round)
+        })?;
+    }
+    posted(rig.a().transport.revoke(REGION, B).map_err(|_| PostError::Unknown(B)))?;
+    let freed = rig.a().transport.unregister(REGION);
+    check(freed.is_ok(), || format!("the region stays: {freed:?}"))?;
+    let again = rig.a().transport.register(REGION, 128);
+    check(again.is_ok(), || format!("its name is taken: {again:?}"))
 }
 
 fn flushed_once(build: &mut Build<'_>) -> Outcome {

@@ -5,7 +5,8 @@ use super::{Landing, QUEUE_BYTES_MAX};
 use crate::integrity::Randomness;
 use crate::region::RegionTable;
 use crate::{
-    Event, Lane, Level, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+    Event, Lane, Level, LinkStatus, OpNumber, PeerError, PostError, RegionError, RegionId,
+    Transport, Wake,
 };
 use bytes::Bytes;
 use quorate_consensus::NodeId;
@@ -46,6 +47,19 @@ struct Peer {
     unfenced: u32,
 }
 
+impl Peer {
+    fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            posted: false,
+            landing: VecDeque::new(),
+            completed: Completed::default(),
+            reported: Completed::default(),
+            unfenced: 0,
+        }
+    }
+}
+
 /// A write on its way into memory.
 #[derive(Debug)]
 struct Land {
@@ -63,18 +77,10 @@ impl MemoryTransport {
         parker: Arc<Parker>,
     ) -> Self {
         let random = Randomness::new(network.lock().random.word());
-        let peer = |id| Peer {
-            id,
-            posted: false,
-            landing: VecDeque::new(),
-            completed: Completed::default(),
-            reported: Completed::default(),
-            unfenced: 0,
-        };
         Self {
             network,
             local,
-            peers: peers.into_iter().map(peer).collect(),
+            peers: peers.into_iter().map(Peer::new).collect(),
             regions: RegionTable::default(),
             parker,
             random,
@@ -229,6 +235,29 @@ impl Transport for MemoryTransport {
 
     fn peers(&self) -> Vec<NodeId> {
         self.peers.iter().map(|peer| peer.id).collect()
+    }
+
+    fn add_peer(&mut self, peer: NodeId, address: &str) -> Result<(), PeerError> {
+        if peer == self.local {
+            let why = "a replica is not its own peer".to_owned();
+            return Err(PeerError::Unusable(peer, address.to_owned(), why));
+        }
+        if let Err(place) = self.peers.binary_search_by_key(&peer, |entry| entry.id) {
+            self.peers.insert(place, Peer::new(peer));
+            self.network.lock().add_peer(self.local, peer);
+        }
+        Ok(())
+    }
+
+    fn remove_peer(&mut self, peer: NodeId) {
+        if let Ok(place) = self.peers.binary_search_by_key(&peer, |entry| entry.id) {
+            self.peers.remove(place);
+            self.network.lock().remove_peer(self.local, peer);
+        }
+    }
+
+    fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        self.regions.unregister(region)
     }
 
     fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {

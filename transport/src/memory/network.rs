@@ -281,16 +281,39 @@ impl State {
     pub(super) fn remove(&mut self, node: NodeId) {
         let Some(endpoint) = self.endpoints.remove(&node) else { return };
         for peer in endpoint.peers {
-            for lane in [Lane::Control, Lane::Data] {
-                self.fail(node, peer, lane, "the other end is gone");
-                let side = Pair::of(node, peer).side(node);
-                let state = &mut self.link(node, peer).lanes[index(lane)];
-                state.believed[side] = None;
-                state.directions[1 - side] = Direction::default();
-                state.settle();
-            }
-            self.wake(peer);
+            self.let_go(node, peer, "the other end is gone");
         }
+    }
+
+    /// `local` has `peer` as its peer from now on.
+    pub(super) fn add_peer(&mut self, local: NodeId, peer: NodeId) {
+        if let Some(endpoint) = self.endpoints.get_mut(&local)
+            && !endpoint.peers.contains(&peer)
+        {
+            endpoint.peers.push(peer);
+        }
+        self.links.entry(Pair::of(local, peer)).or_default();
+        self.wake(peer);
+    }
+
+    /// `local` has `peer` as its peer no more, and believes in no lane to it.
+    pub(super) fn remove_peer(&mut self, local: NodeId, peer: NodeId) {
+        if let Some(endpoint) = self.endpoints.get_mut(&local) {
+            endpoint.peers.retain(|other| *other != peer);
+        }
+        self.let_go(local, peer, "the other end has other peers now");
+    }
+
+    fn let_go(&mut self, node: NodeId, peer: NodeId, reason: &str) {
+        for lane in [Lane::Control, Lane::Data] {
+            self.fail(node, peer, lane, reason);
+            let side = Pair::of(node, peer).side(node);
+            let state = &mut self.link(node, peer).lanes[index(lane)];
+            state.believed[side] = None;
+            state.directions[1 - side] = Direction::default();
+            state.settle();
+        }
+        self.wake(peer);
     }
 
     pub(super) fn fail(&mut self, a: NodeId, b: NodeId, lane: Lane, reason: &str) {
