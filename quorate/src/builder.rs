@@ -51,6 +51,7 @@ pub enum StartError {
 pub struct Builder {
     node: NodeId,
     members: Vec<(NodeId, String)>,
+    join: bool,
     directory: Option<PathBuf>,
     medium: MediumKind,
     at_least: Option<Durability>,
@@ -82,6 +83,7 @@ impl Replica {
         Builder {
             node: NodeId(node),
             members: Vec::new(),
+            join: false,
             directory: None,
             medium: MediumKind::File,
             at_least: None,
@@ -142,6 +144,14 @@ impl Builder {
     #[must_use]
     pub fn member(mut self, node: u16, address: impl Into<String>) -> Self {
         self.members.push((NodeId(node), address.into()));
+        self
+    }
+
+    /// This replica joins a cluster that is there: it founds none, and waits until it is made a member.
+    /// The members named are itself and some of that cluster.
+    #[must_use]
+    pub fn join(mut self) -> Self {
+        self.join = true;
         self
     }
 
@@ -293,6 +303,15 @@ impl Builder {
             }
             None => NodeOptions::new(self.node, members, crate::random()),
         };
+        options.join |= self.join;
+        if options.addresses.is_empty() {
+            let address = |(node, peer): &(NodeId, String)| crate::Address {
+                node: *node,
+                peer: peer.clone(),
+                client: String::new(),
+            };
+            options.addresses = self.members.iter().map(address).collect();
+        }
         for change in &self.adjust {
             change(&mut options);
         }

@@ -39,7 +39,10 @@
 //! RDMA, the log on a file
 //! ([`Builder::medium`]), limits and timers ([`Builder::adjust`]).
 //!
-//! This crate does not change the members of a running cluster yet, does not take checkpoints yet, and
+//! Members change while the cluster runs: [`Handle::change_members`], and [`Builder::join`] for a replica
+//! that is to be added.
+//!
+//! This crate does not take checkpoints yet, and
 //! does not protect its peer connections by encryption: keep the peer ports inside a trusted network.
 #![forbid(unsafe_code)]
 
@@ -52,7 +55,10 @@ pub use builder::{Builder, Replica, StartError};
 pub use bytes::{Bytes, BytesMut};
 pub use host::Host;
 pub use quorate_consensus::batch::{put_item, take_item};
-pub use quorate_consensus::{Ballot, Genesis, NodeId, RoleName, Slot, ValueKind};
+pub use quorate_consensus::{
+    Address, Ballot, Change, Configuration, Genesis, NodeId, QuorumSizes, Refusal, RoleName, Slot,
+    ValueKind,
+};
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{
     CheckpointStatus, CheckpointTaken, CheckpointView, Consistency, Context, Counters, Failure,

@@ -23,13 +23,25 @@ pub(crate) struct Founding {
     members: Vec<NodeId>,
     fresh: BTreeMap<NodeId, Incarnation>,
     repeat_at: Nanos,
+    /// It waits to be given the founding document of a cluster that is there, and founds none.
+    joins: bool,
 }
 
 impl Founding {
+    /// Of a replica that joins a cluster.
+    pub(crate) fn joining(self) -> Self {
+        Self { joins: true, ..self }
+    }
+
+    /// Whether this replica waits to be made a member.
+    pub(crate) fn joins(&self) -> bool {
+        self.joins
+    }
+
     /// `members` are all founding members, this one included.
     pub(crate) fn new(node: NodeId, incarnation: Incarnation, members: Vec<NodeId>) -> Self {
         let fresh = BTreeMap::from([(node, incarnation)]);
-        Self { node, members, fresh, repeat_at: Nanos(0) }
+        Self { node, members, fresh, repeat_at: Nanos(0), joins: false }
     }
 
     /// A peer says that it is fresh.
@@ -46,7 +58,7 @@ impl Founding {
 
     /// The founding document, once this replica is the one to write it and all are there.
     pub(crate) fn document(&self) -> Option<Bytes> {
-        if self.members.iter().min() != Some(&self.node) {
+        if self.joins || self.members.iter().min() != Some(&self.node) {
             return None;
         }
         let incarnation = |node: &NodeId| {
@@ -101,6 +113,14 @@ mod tests {
         second.on_fresh(NodeId(1), Incarnation(11));
         second.on_fresh(NodeId(3), Incarnation(33));
         assert_eq!(second.document(), None);
+    }
+
+    #[test]
+    fn who_joins_founds_nothing() {
+        let mut first = founding(1).joining();
+        first.on_fresh(NodeId(2), Incarnation(22));
+        first.on_fresh(NodeId(3), Incarnation(33));
+        assert_eq!(first.document(), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use crossbeam_queue::ArrayQueue;
-use quorate_consensus::{Ballot, NodeId, Slot, batch};
+use quorate_consensus::{Ballot, Change, NodeId, Refusal, Slot, batch};
 use quorate_transport::Wake;
 use std::future::Future;
 use std::pin::Pin;
@@ -76,6 +76,9 @@ pub enum Reason {
         /// What is allowed.
         limit: usize,
     },
+    /// Why the members are not changed.
+    #[error("{0}")]
+    Members(Refusal),
     /// No leader was found in time.
     #[error("no leader is known: fewer than a majority of the replicas can reach each other")]
     NoLeader,
@@ -142,6 +145,7 @@ pub(crate) enum Request {
     Group { bytes: Bytes, reply: GroupSender },
     Checkpoint { reply: CheckpointSender },
     Transfer { to: Option<NodeId>, reply: ReplySender },
+    Change { change: Change, reply: ReplySender },
 }
 
 impl Request {
@@ -152,6 +156,7 @@ impl Request {
             Self::Group { bytes, .. } => bytes.len(),
             Self::Checkpoint { .. } => 0,
             Self::Transfer { .. } => 0,
+            Self::Change { .. } => 0,
         }
     }
 
@@ -160,6 +165,7 @@ impl Request {
         match self {
             Self::Propose { reply, .. }
             | Self::Read { reply, .. }
+            | Self::Change { reply, .. }
             | Self::Transfer { reply, .. } => {
                 let _ = reply.send(Err(failure));
             }
@@ -287,6 +293,16 @@ impl Handle {
         let (reply, receiver) = oneshot::channel();
         self.enqueue(Request::Checkpoint { reply });
         PendingCheckpoint { receiver }
+    }
+
+    /// Changes the members of the cluster; only the leader's replica can. Resolves, when the change is
+    /// proposed, to the slot of the new configuration (8 bytes, little endian); it is done when
+    /// [`Status::configuration`] shows it as settled. A refusal ([`Reason::Members`]) says why.
+    #[must_use]
+    pub fn change_members(&self, change: Change) -> Pending {
+        let (reply, receiver) = oneshot::channel();
+        self.enqueue(Request::Change { change, reply });
+        Pending { receiver, single: false }
     }
 
     fn enqueue(&self, request: Request) {

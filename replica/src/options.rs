@@ -1,6 +1,6 @@
 //! What a replica is told: limits and timers, all with defaults.
 
-use quorate_consensus::{Mistake, Mutant, Nanos, NodeId, Whims};
+use quorate_consensus::{Address, Mistake, Mutant, Nanos, NodeId, Whims};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,12 @@ use std::time::Duration;
 pub struct NodeOptions {
     /// This replica.
     pub node: NodeId,
-    /// All founding members, this one included.
+    /// All founding members, this one included; for one that joins, some members and itself.
     pub members: Vec<NodeId>,
+    /// Whether this replica joins a cluster that is there: it founds none, and waits to be added.
+    pub join: bool,
+    /// Where members are reached, as far as it is known here; goes into the next configuration.
+    pub addresses: Vec<Address>,
     /// How often a replica shows that it lives.
     pub heartbeat_interval: Duration,
     /// A leader unheard for this long may be replaced.
@@ -101,6 +105,8 @@ impl NodeOptions {
         Self {
             node,
             members,
+            join: false,
+            addresses: Vec::new(),
             heartbeat_interval: Duration::from_millis(25),
             election_timeout_min: Duration::from_millis(200),
             election_timeout_max: Duration::from_millis(400),

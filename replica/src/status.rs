@@ -1,7 +1,7 @@
 //! What a replica tells about itself: a snapshot for operators, metrics and tests.
 
 use hdrhistogram::Histogram;
-use quorate_consensus::{Ballot, NodeId, RoleName, Slot};
+use quorate_consensus::{Ballot, Configuration, NodeId, RoleName, Slot};
 use quorate_pmem_log::{Durability, LogStatistics, MediumKind};
 use quorate_transport::LinkStatus;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +32,8 @@ pub struct Status {
     pub votes: bool,
     /// Whether it leads and answers linearizable reads without asking.
     pub holds_lease: bool,
+    /// The members, as of the newest configuration known here, and whether the change to it is done.
+    pub configuration: Option<Configuration>,
     /// What keeps the log.
     pub medium: MediumKind,
     /// What an acknowledged write survives at this replica.

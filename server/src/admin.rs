@@ -52,6 +52,21 @@ pub fn transfer(address: &str, to: Option<u16>) -> Result<(), AdminError> {
     }
 }
 
+/// Asks the replica at `address`, which should lead, to change the members; see
+/// [`crate::members::parse`]. Returns the text of its refusal, or nothing.
+///
+/// # Errors
+/// [`AdminError`].
+pub fn change_members(address: &str, what: &str) -> Result<Option<String>, AdminError> {
+    let mut line = String::new();
+    request(address, &["QUORATE", "MEMBERS", what])?.take(4096).read_line(&mut line)?;
+    match (line.strip_prefix('-'), line.strip_prefix(':')) {
+        (Some(refusal), _) => Ok(Some(refusal.trim_end().to_owned())),
+        (_, Some(_)) => Ok(None),
+        _ => Err(AdminError::Answer(line.trim_end().to_owned())),
+    }
+}
+
 /// Asks the replica at `address` for its report.
 ///
 /// # Errors

@@ -6,6 +6,9 @@ use quorate::{Bytes, Consistency, Failure, Handle, NodeId, Pending, Reason, Role
 use std::fmt::Write;
 use std::sync::Arc;
 
+/// A change of members is proposed, or refused, within a turn of the replica's thread.
+const CHANGE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What a follower does with commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnFollower {
@@ -101,6 +104,28 @@ impl Backend for ReplicaBackend {
     fn status_json(&self) -> String {
         let report = Report::from(&self.handle.status());
         serde_json::to_string(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    }
+
+    fn change_members(&self, what: &str) -> Result<u64, String> {
+        let change = crate::members::parse(what).map_err(|error| format!("ERR {error}"))?;
+        let pending = self.handle.change_members(change);
+        // The replica's thread answers in its next turn. It is waited for on another thread, since this
+        // one belongs to the runtime, and not for ever, since that one may be busy.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(pending.wait()));
+        let outcome = receiver.recv_timeout(CHANGE_PATIENCE);
+        match outcome {
+            Ok(Ok(slot)) => {
+                let slot = slot.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                Ok(slot)
+            }
+            Ok(Err(Failure::Rejected(Reason::Members(refusal)))) if refusal.is_temporary() => {
+                Err(format!("TRYAGAIN {refusal}"))
+            }
+            Ok(Err(Failure::Rejected(reason))) => Err(format!("REFUSED {reason}")),
+            Ok(Err(Failure::Unknown(reason))) => Err(format!("UNKNOWN {reason}")),
+            Err(_) => Err("UNKNOWN the replica did not answer in time".into()),
+        }
     }
 
     fn info(&self) -> String {

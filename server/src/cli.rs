@@ -36,6 +36,9 @@ pub enum Command {
     Serve(ServeArgs),
     /// Shows how a cluster is doing. Exit code 0: it serves; 1: it does not, or somebody is missing.
     Status(StatusArgs),
+    /// Shows and changes who is a member of a running cluster.
+    #[command(subcommand)]
+    Member(MemberCommand),
     /// Looks at a log without changing it.
     #[command(subcommand)]
     Log(LogCommand),
@@ -107,6 +110,96 @@ pub struct TransferArgs {
     /// Which cluster.
     #[command(flatten)]
     pub cluster: StatusArgs,
+}
+
+/// `quorate member`
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Shows the members.
+    List(AskArgs),
+    /// Adds a replica that receives the log and does not vote, and waits until it has caught up.
+    Add {
+        /// Its number.
+        node: u16,
+        /// Where its peers reach it, HOST:PORT.
+        peer: String,
+        /// Where clients reach it, HOST:PORT.
+        client: Option<String>,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Makes a member that has caught up a voter.
+    Promote {
+        /// Its number.
+        node: u16,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Removes a member, and waits until it is needed no more.
+    Remove {
+        /// Its number.
+        node: u16,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Replaces a voter by another replica in one go: adds it, waits until it has caught up, switches,
+    /// and says when the old one is needed no more. The same number twice readmits a replica that lost
+    /// its disk.
+    Replace {
+        /// Who goes.
+        old: u16,
+        /// Who comes.
+        new: u16,
+        /// Where its peers reach it, HOST:PORT, if it is no member yet.
+        peer: Option<String>,
+        /// Where clients reach it, HOST:PORT.
+        client: Option<String>,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Sets where a member is reached.
+    Move {
+        /// Its number.
+        node: u16,
+        /// Where its peers reach it, HOST:PORT.
+        peer: String,
+        /// Where clients reach it, HOST:PORT.
+        client: Option<String>,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Sets how many promises elect and how many votes choose, or 0 0 for majorities.
+    Quorums {
+        /// Promises that make a leader.
+        elect: u16,
+        /// Votes that choose a slot.
+        choose: u16,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+}
+
+/// Whom to ask.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// Client addresses of some replicas, as HOST:PORT.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with_all = ["config", "dir"])]
+    pub addr: Vec<String>,
+    /// The members that this configuration names.
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    pub config: Option<PathBuf>,
+    /// The cluster that `quorate cluster --dir DIR` runs; its default folder by default.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Gives up after so many seconds; what was begun is gone on with when the command is run again.
+    #[arg(long, default_value_t = 300)]
+    pub timeout: u64,
 }
 
 /// `quorate log`

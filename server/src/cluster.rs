@@ -89,6 +89,7 @@ impl Manifest {
                 transport: self.transport.clone(),
                 listen_peer: None,
                 spin_us: 0,
+                join: false,
                 segment_bytes: 64 << 20,
                 priority: 100,
             },

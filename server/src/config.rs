@@ -1,7 +1,7 @@
 //! The configuration file of `quorate serve`: TOML, every key documented in `docs/configuration.md`,
 //! unknown keys refused with the nearest known one named.
 
-use quorate::{MediumKind, NodeId, NodeOptions};
+use quorate::{Address, MediumKind, NodeId, NodeOptions};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,6 +52,10 @@ pub struct ReplicaConfig {
     /// cores with others; 20 to 50 where each has a core of its own and latency matters.
     #[serde(default)]
     pub spin_us: u64,
+    /// This replica joins a cluster that is there, and waits until it is added (`quorate member add`).
+    /// The members named are itself and some of that cluster.
+    #[serde(default)]
+    pub join: bool,
     /// Bytes of a log segment.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
@@ -312,6 +316,13 @@ impl Config {
         options.cache_bytes_max = self.limits.cache_bytes_max;
         options.ring_bytes = self.limits.ring_bytes;
         options.spin = Duration::from_micros(self.replica.spin_us);
+        options.join = self.replica.join;
+        let address = |member: &MemberConfig| Address {
+            node: NodeId(member.node),
+            peer: member.peer.clone(),
+            client: member.client.clone(),
+        };
+        options.addresses = self.members.iter().map(address).collect();
         options
     }
 }

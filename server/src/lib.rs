@@ -16,6 +16,7 @@ pub mod config;
 pub mod kv;
 pub mod log_command;
 pub mod machine;
+pub mod members;
 pub mod metrics;
 pub mod report;
 pub mod resp;

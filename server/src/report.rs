@@ -29,6 +29,9 @@ pub struct Report {
     pub digest: String,
     /// Whether its votes count.
     pub votes: bool,
+    /// The members, as of the newest configuration known to it.
+    #[serde(default)]
+    pub configuration: Option<MembersReport>,
     /// What keeps the log: `file`, `dax`, `emulated` or `memory`.
     pub medium: String,
     /// What an acknowledged write survives at this replica.
@@ -47,6 +50,50 @@ pub struct Report {
     pub counters: CounterReport,
     /// Histograms.
     pub latencies: LatencyReport,
+}
+
+/// A configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersReport {
+    /// Its number.
+    pub id: u64,
+    /// Whether the change to it is done: who is not in it is needed no more.
+    pub settled: bool,
+    /// Members whose votes count.
+    pub voters: Vec<u16>,
+    /// Members that only receive the log.
+    pub learners: Vec<u16>,
+    /// Promises that elect and votes that choose, where they are not majorities.
+    pub quorums: Option<(u16, u16)>,
+    /// Where members are reached, as far as the configuration says.
+    pub addresses: Vec<AddressReport>,
+}
+
+/// Where a member is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressReport {
+    /// Its number.
+    pub node: u16,
+    /// For its peers.
+    pub peer: String,
+    /// For clients.
+    pub client: String,
+}
+
+fn members(known: &quorate::Configuration) -> MembersReport {
+    let address = |at: &quorate::Address| AddressReport {
+        node: at.node.0,
+        peer: at.peer.clone(),
+        client: at.client.clone(),
+    };
+    MembersReport {
+        id: known.id,
+        settled: known.settled,
+        voters: known.voters.iter().map(|member| member.node.0).collect(),
+        learners: known.learners.iter().map(|member| member.node.0).collect(),
+        quorums: known.quorums.map(|sizes| (sizes.phase_one, sizes.phase_two)),
+        addresses: known.addresses.iter().map(address).collect(),
+    }
 }
 
 /// A peer.
@@ -168,6 +215,7 @@ impl From<&Status> for Report {
             last_slot: status.last_slot.0,
             digest: format!("{:016x}", status.digest),
             votes: status.votes,
+            configuration: status.configuration.as_ref().map(members),
             medium: status.medium.to_string(),
             durability: status.durability.to_string(),
             trouble: status.trouble.clone(),

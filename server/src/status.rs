@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::report::Report;
 use anyhow::{Context, Result};
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// One replica's answer, or why there is none.
@@ -38,14 +39,26 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
 /// # Errors
 /// When it is not known.
 pub fn addresses(args: &StatusArgs) -> Result<Vec<String>> {
-    if !args.addr.is_empty() {
-        return Ok(args.addr.clone());
+    client_addresses(&args.addr, args.config.as_deref(), args.dir.as_deref())
+}
+
+/// The client addresses that were named, or those of a configuration, or of a folder's cluster.
+///
+/// # Errors
+/// When there are none.
+pub fn client_addresses(
+    addr: &[String],
+    config: Option<&Path>,
+    dir: Option<&Path>,
+) -> Result<Vec<String>> {
+    if !addr.is_empty() {
+        return Ok(addr.to_vec());
     }
-    if let Some(path) = &args.config {
+    if let Some(path) = config {
         let config = Config::read(path)?;
         return Ok(config.members.into_iter().map(|member| member.client).collect());
     }
-    let directory = cluster::directory(args.dir.as_deref())?;
+    let directory = cluster::directory(dir)?;
     let manifest = Manifest::read(&directory)?.with_context(|| {
         format!(
             "there is no cluster in {}: name its replicas with --addr HOST:PORT, a configuration \

@@ -69,6 +69,17 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// Whether the same change may be accepted a little later.
+    #[must_use]
+    pub const fn is_temporary(&self) -> bool {
+        matches!(
+            self,
+            Self::NotLeading | Self::TooSoon | Self::UnderWay { .. } | Self::NotCaughtUp { .. }
+        )
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -371,13 +382,15 @@ impl Paxos {
         self.acceptor.mark();
     }
 
-    /// Rule C8: a leader that removed itself leads until its removal is settled.
+    /// Rule C8: a leader that removed itself leads until its removal is settled, and hands over.
     pub(super) fn step_down_if_removed(&mut self) {
         let latest = self.configurations.latest();
         let Member { node, incarnation } = self.me();
         if latest.settled
             && self.configurations.latest_slot() <= self.commit_slot
             && !latest.votes(node, incarnation)
+            && self.role.leader().is_some_and(|leader| leader.transfer.is_none())
+            && self.begin_transfer(None, true).is_err()
         {
             self.step_down("it is no voter any more");
         }

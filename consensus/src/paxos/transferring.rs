@@ -62,7 +62,7 @@ impl Paxos {
         self.begin_transfer(to, false)
     }
 
-    fn begin_transfer(
+    pub(super) fn begin_transfer(
         &mut self,
         to: Option<NodeId>,
         resigns: bool,
@@ -127,7 +127,7 @@ impl Paxos {
             self.watch.offered_until = self.now + Nanos(10 * self.settings.election_timeout_max.0);
             self.notice(Notice::TransferFailed(to));
             if resigns {
-                self.step_down("nobody took over, and it makes no progress");
+                self.step_down("nobody took over, and it should not lead on");
             }
             return;
         }

@@ -319,6 +319,7 @@ impl Node {
                 Request::Group { .. } => self.relay.has_room(),
                 Request::Checkpoint { .. } => true,
                 Request::Transfer { .. } => true,
+                Request::Change { .. } => true,
             };
             if !has_room && self.log_failure.is_none() {
                 break;
@@ -339,6 +340,7 @@ impl Node {
             Request::Group { bytes, .. } => relay::parse(bytes).is_some(),
             Request::Checkpoint { .. } => true,
             Request::Transfer { .. } => true,
+            Request::Change { .. } => true,
         };
         if !whole {
             self.counters.failures += 1;
@@ -366,6 +368,7 @@ impl Node {
                     }
                 }
             }
+            Request::Change { change, reply } => self.change_members(change, reply),
             Request::Group { bytes, reply } => {
                 if let Some(group) = relay::parse(&bytes) {
                     self.relay.submit(&group, bytes, reply, arrived);

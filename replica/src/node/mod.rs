@@ -9,6 +9,7 @@ mod applying;
 mod checkpointing;
 mod effects;
 mod intake;
+mod members;
 mod reporting;
 mod snapshots;
 
@@ -26,8 +27,8 @@ use checkpointing::Checkpoints;
 use quorate_consensus::buggify::Point;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{
-    Accept, Ballot, Configurations, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady,
-    Restored, Settings, Slot,
+    Accept, Ballot, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady, Restored, Settings,
+    Slot,
 };
 use quorate_pmem_log::{CheckpointStore, Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
@@ -115,6 +116,9 @@ pub struct Node {
     bounded_reads_taken: u64,
     read_ready: VecDeque<ReadReady>,
     led_by: Option<Ballot>,
+    /// The version of the core's members that the lanes follow, and who they were.
+    members_seen: Option<u64>,
+    members_known: Vec<NodeId>,
     /// Replicated time, and the newest stamp that this replica gave as leader.
     time_ms: u64,
     stamped_ms: u64,
@@ -219,6 +223,8 @@ impl Node {
             bounded_reads_taken: 0,
             read_ready: VecDeque::new(),
             led_by: None,
+            members_seen: None,
+            members_known: Vec::new(),
             time_ms: 0,
             stamped_ms: 0,
             digest: 0,
@@ -248,7 +254,8 @@ impl Node {
             None => {
                 let incarnation = node.recovered.identity.incarnation;
                 let members = node.options.members.clone();
-                node.founding = Some(Founding::new(node.options.node, incarnation, members));
+                let founding = Founding::new(node.options.node, incarnation, members);
+                node.founding = Some(if node.options.join { founding.joining() } else { founding });
             }
         }
         node.restore_at_start();
@@ -284,6 +291,7 @@ impl Node {
     fn start_core(&mut self, genesis: Genesis) -> Result<(), NodeError> {
         let identity = &self.recovered.identity;
         let mut settings = Settings::new(self.options.node, identity.incarnation);
+        settings.contacts = self.options.members.clone();
         settings.heartbeat_interval = nanos(self.options.heartbeat_interval);
         settings.election_timeout_min = nanos(self.options.election_timeout_min);
         settings.election_timeout_max = nanos(self.options.election_timeout_max);
@@ -307,14 +315,12 @@ impl Node {
             "the replica takes part"
         );
         self.core = Some(Paxos::new(settings, restored, self.clock.now));
-        if let Some(core) = &mut self.core {
-            for lanes in self.lanes.iter().filter(|lanes| lanes.data_up) {
-                core.on_link_up(self.clock.now, lanes.peer);
-            }
-        }
         self.transport.set_cluster(genesis.cluster);
         self.genesis = Some(genesis);
         self.founding = None;
+        self.members_seen = None;
+        self.members_known.clear();
+        self.follow_members();
         Ok(())
     }
 
@@ -342,10 +348,7 @@ impl Node {
             commit_slot,
             log_first: log_first.max(self.checkpoints.log_from),
             accepted,
-            configurations: match &self.checkpoints.configurations {
-                Some(configurations) => configurations.clone(),
-                None => Configurations::new(genesis.configuration.clone()),
-            },
+            configurations: self.configurations_of(genesis, commit_slot)?,
             remembers,
         })
     }
@@ -377,6 +380,7 @@ impl Node {
         self.on_time();
         self.take_requests();
         if self.core.is_some() {
+            self.follow_members();
             self.send_commands();
             busy |= self.let_effects_out();
             busy |= self.apply_chosen();

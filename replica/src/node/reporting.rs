@@ -1,6 +1,7 @@
 //! The status snapshot.
 
 use super::Node;
+use crate::founding::Founding;
 use crate::options::NodeOptions;
 use crate::status::{Counters, Latencies, PeerStatus, Status};
 use quorate_consensus::{Ballot, Nanos, RoleName, Row, RowFlags, Slot};
@@ -22,6 +23,7 @@ pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Laten
         last_slot: Slot::ZERO,
         digest: 0,
         votes: false,
+        configuration: None,
         holds_lease: false,
         medium: log.medium(),
         durability: log.durability(),
@@ -68,6 +70,7 @@ impl Node {
             status.applied_slot = core.applied_slot();
             status.last_slot = core.last_slot();
             status.votes = core.votes();
+            status.configuration = Some(core.configurations().latest().clone());
             status.holds_lease = core.holds_lease();
             status.window_bytes = core.window_bytes();
             status.digest = self.digest;
@@ -98,7 +101,11 @@ impl Node {
             vote: (row.accepted_ballot, row.accepted_slot),
             priority: row.flags.priority(),
             payload: row.flags.payload(),
-            votes: heard.is_some() && row.flags.0 & RowFlags::AMNESIAC == 0,
+            votes: heard.is_some()
+                && row.flags.0 & RowFlags::AMNESIAC == 0
+                && self.core.as_ref().is_some_and(|core| {
+                    core.configurations().latest().votes(peer, row.incarnation)
+                }),
             poisoned: row.flags.has(RowFlags::POISONED),
         }
     }
@@ -113,6 +120,10 @@ impl Node {
         }
         if self.log_full {
             return "the log has no space left; free some, the replica goes on by itself".into();
+        }
+        if self.founding.as_ref().is_some_and(Founding::joins) {
+            return "this replica waits to be made a member: run `quorate member add` for it"
+                .into();
         }
         if let Some(founding) = &self.founding {
             let missing: Vec<_> = founding.missing().iter().map(ToString::to_string).collect();
@@ -149,9 +160,21 @@ impl Node {
                     vote. Start it with an empty directory, and use `file` or `dax` durability"
                 .into();
         }
+        if core.is_removed() {
+            return "this replica was removed from the cluster: nobody needs it any more, stop it"
+                .into();
+        }
+        let latest = core.configurations().latest();
+        if latest.learners.iter().any(|learner| learner.node == self.options.node) {
+            return String::new();
+        }
+        if !core.votes() && !latest.names(self.options.node) {
+            return "this replica is no member: run `quorate member add` for it".into();
+        }
         if !core.votes() {
             return "this replica lost what it had promised (new disk, or `memory` durability and a \
-                    restart): it follows and does not vote until it is made a member again"
+                    restart): it follows and does not vote until it is made a member again: run \
+                    `quorate member replace` with its number twice"
                 .into();
         }
         if core.distrusts_clocks() {

@@ -56,6 +56,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// The state of the cluster as seen from here, as JSON (`QUORATE STATUS`).
     fn status_json(&self) -> String;
 
+    /// Changes the members of the cluster (`QUORATE MEMBERS CHANGE`); `what` is in the form of
+    /// [`crate::members::parse`]. Answers with the slot of the change.
+    ///
+    /// # Errors
+    /// The text of an error reply.
+    fn change_members(&self, _what: &str) -> Result<u64, String> {
+        Err("ERR there are no members to change".into())
+    }
+
     /// Sections of `INFO` that only the backend knows: `# Section` lines and `key:value` lines, each
     /// ended by `\r\n`. They follow the sections that the front end writes itself.
     fn info(&self) -> String;

@@ -101,7 +101,14 @@ pub fn subcommands(name: &str) -> &'static [(&'static str, i32)] {
             &[("count", 2), ("docs", -2), ("getkeys", -4), ("help", 2), ("info", -2), ("list", -2)]
         }
         "config" => &[("get", -3), ("help", 2), ("resetstat", 2), ("set", -4)],
-        "quorate" => &[("help", 2), ("read", 3), ("slot", 2), ("status", 2), ("transfer", -2)],
+        "quorate" => &[
+            ("help", 2),
+            ("members", 3),
+            ("read", 3),
+            ("slot", 2),
+            ("status", 2),
+            ("transfer", -2),
+        ],
         _ => &[],
     }
 }

@@ -119,6 +119,13 @@ fn quorate<B: Backend>(
                 Err(why) => writer.error(&format!("ERR {why}")),
             }
         }
+        word if is(word, "members") => {
+            let what = String::from_utf8_lossy(args.at(2));
+            match backend.change_members(&what) {
+                Ok(slot) => writer.int(i64::try_from(slot).unwrap_or(i64::MAX)),
+                Err(error) => writer.error(&error),
+            }
+        }
         _ => writer.bulk(backend.status_json().as_bytes()),
     }
 }

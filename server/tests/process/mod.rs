@@ -223,6 +223,41 @@ impl Cluster {
         Self { replicas: replicas.collect(), ports, folder, _turn: turn }
     }
 
+    /// One more replica, which joins when it is added. It has the next number, and runs.
+    pub fn join(&mut self) -> u16 {
+        let node = self.replicas.len() as u16 + 1;
+        let home = self.folder.path().join(format!("replica-{node}"));
+        fs::create_dir_all(&home).expect("a folder for the replica");
+        let durability = self.replicas[0].config.replica.durability.clone();
+        let mut config = config(&self.ports, &home, node, &durability);
+        config.replica.join = true;
+        let (peer, client) = (self.ports.peer(node), self.ports.client(node));
+        config.members.push(MemberConfig { node, peer, client });
+        self.replicas.push(Replica {
+            config,
+            file: home.join("replica.toml"),
+            log: home.join("replica.log"),
+            strace: Vec::new(),
+            child: None,
+        });
+        self.restart(node);
+        node
+    }
+
+    /// Runs `quorate member` about this cluster, to its end.
+    pub fn member(&self, arguments: &[&str]) -> Output {
+        let addresses: Vec<String> =
+            self.replicas.iter().map(|replica| self.address(replica.config.replica.node)).collect();
+        let addresses = addresses.join(",");
+        let mut all = vec!["member"];
+        all.extend(arguments);
+        all.extend(["--addr", &addresses]);
+        if !arguments.contains(&"--timeout") {
+            all.extend(["--timeout", "60"]);
+        }
+        quorate(&all)
+    }
+
     /// Runs replica `node` under `strace` from its next start on.
     pub fn set_strace(&mut self, node: u16, arguments: &[&str]) {
         self.replica(node).strace = arguments.iter().map(ToString::to_string).collect();
@@ -359,7 +394,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for report in self.reports().into_iter().flatten() {
+            let nodes = 1..=self.replicas.len() as u16;
+            for report in nodes.filter_map(|node| self.report(node)) {
                 eprintln!("{}", serde_json::to_string(&report).unwrap_or_default());
             }
             eprintln!("{}", self.logs());
@@ -382,6 +418,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
             transport: "tcp".into(),
             listen_peer: None,
             spin_us: 0,
+            join: false,
             segment_bytes: 16 << 20,
             priority: 100,
         },

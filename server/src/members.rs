@@ -1,0 +1,399 @@
+//! `quorate member`: who is in the cluster, and changes of it, step by step until they are safe.
+//!
+//! Each step is one change that the leader accepts or refuses; the command waits for it and says how
+//! far it is. All of it may be run again: what is done already is found and left as it is.
+
+use crate::admin;
+use crate::cli::{AskArgs, MemberCommand};
+use crate::report::{MembersReport, Report};
+use crate::status;
+use anyhow::{Context, Result, bail};
+use quorate::{Address, Change, NodeId, QuorumSizes};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// The cluster is asked this often how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Progress is told this often.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+/// A new voter may lack so many slots; the leader has its own limit, and the last word.
+const CAUGHT_UP_SLOTS: u64 = 512;
+
+/// Reads a change in the form of `QUORATE MEMBERS`: words of `voters=1,2,3`, `learners=4`,
+/// `quorums=ELECT/CHOOSE`, `readmit=3`, and `address=4@PEER@CLIENT`, voters at least.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> Result<Change, String> {
+    let mut change = Change::default();
+    for word in text.split_whitespace() {
+        let (name, value) =
+            word.split_once('=').ok_or_else(|| format!("{word} is no name=value"))?;
+        match name {
+            "voters" => change.voters = nodes(value)?,
+            "learners" => change.learners = nodes(value)?,
+            "readmit" => change.readmit = nodes(value)?,
+            "quorums" => {
+                let sizes = value.split_once('/').and_then(|(elect, choose)| {
+                    let (phase_one, phase_two) = (elect.parse().ok()?, choose.parse().ok()?);
+                    Some(QuorumSizes { phase_one, phase_two })
+                });
+                change.quorums = Some(sizes.ok_or_else(|| format!("{value} is no 3/2"))?);
+            }
+            "address" => {
+                let parts: Vec<&str> = value.split('@').collect();
+                let [node, peer, client] = parts[..] else {
+                    return Err(format!("{value} is no NODE@PEER@CLIENT"));
+                };
+                let node = *nodes(node)?.first().ok_or("an address needs a node")?;
+                let (peer, client) = (peer.to_owned(), client.to_owned());
+                change.addresses.push(Address { node, peer, client });
+            }
+            _ => return Err(format!("{name} is not known here")),
+        }
+    }
+    if change.voters.is_empty() { Err("nobody would vote".into()) } else { Ok(change) }
+}
+
+fn nodes(text: &str) -> Result<Vec<NodeId>, String> {
+    let node = |word: &str| word.parse().map(NodeId).map_err(|_| format!("{word} is no number"));
+    text.split(',').filter(|word| !word.is_empty()).map(node).collect()
+}
+
+/// What a step shall make of the members.
+#[derive(Clone, Debug, Default)]
+struct Target {
+    members: MembersReport,
+    readmit: Option<u16>,
+    /// A member with another address than the configuration has.
+    address: Option<(u16, String, String)>,
+}
+
+impl Target {
+    fn text(&self) -> String {
+        let list = |nodes: &[u16]| {
+            let words: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+            words.join(",")
+        };
+        let mut text = format!("voters={}", list(&self.members.voters));
+        if !self.members.learners.is_empty() {
+            text.push_str(&format!(" learners={}", list(&self.members.learners)));
+        }
+        if let Some((elect, choose)) = self.members.quorums {
+            text.push_str(&format!(" quorums={elect}/{choose}"));
+        }
+        if let Some(node) = self.readmit {
+            text.push_str(&format!(" readmit={node}"));
+        }
+        if let Some((node, peer, client)) = &self.address {
+            text.push_str(&format!(" address={node}@{peer}@{client}"));
+        }
+        text
+    }
+}
+
+/// The cluster, as it is asked from here.
+struct Asked {
+    addresses: Vec<String>,
+    deadline: Instant,
+    told: Instant,
+}
+
+impl Asked {
+    fn new(args: &AskArgs) -> Result<Self> {
+        let addresses =
+            status::client_addresses(&args.addr, args.config.as_deref(), args.dir.as_deref())?;
+        let now = Instant::now();
+        let deadline = now + Duration::from_secs(args.timeout);
+        Ok(Self { addresses, deadline, told: now })
+    }
+
+    /// The report of the leader and its client address, as soon as there is one.
+    fn leader(&mut self) -> Result<(String, Report, MembersReport)> {
+        loop {
+            let answers = status::ask(&self.addresses);
+            for answer in &answers {
+                let Ok(report) = &answer.report else { continue };
+                let known = report.configuration.iter().flat_map(|known| &known.addresses);
+                for client in known.map(|at| at.client.clone()).filter(|at| !at.is_empty()) {
+                    if !self.addresses.contains(&client) {
+                        self.addresses.push(client);
+                    }
+                }
+            }
+            let leads = answers.into_iter().find_map(|answer| {
+                let report = answer.report.ok().filter(|report| report.role == "leader")?;
+                let members = report.configuration.clone()?;
+                Some((answer.address, report, members))
+            });
+            match leads {
+                Some(leads) => return Ok(leads),
+                None => self.wait(|| "no leader answers".into())?,
+            }
+        }
+    }
+
+    fn wait(&mut self, what: impl FnOnce() -> String) -> Result<()> {
+        let now = Instant::now();
+        if now >= self.deadline {
+            bail!("it took too long: {}. Run the command again to go on", what());
+        }
+        if now - self.told >= TELL_EVERY {
+            self.told = now;
+            println!("waiting: {}", what());
+        }
+        std::thread::sleep(LOOK_EVERY);
+        Ok(())
+    }
+
+    /// Until the last change is settled.
+    fn settled(&mut self) -> Result<(String, Report, MembersReport)> {
+        loop {
+            let (address, report, members) = self.leader()?;
+            if members.settled {
+                return Ok((address, report, members));
+            }
+            self.wait(|| format!("the change to configuration {} is under way", members.id))?;
+        }
+    }
+
+    /// Until the leader accepted what `make` makes of the members, and it is settled. Nothing if
+    /// `make` has nothing to change.
+    fn change(&mut self, make: impl Fn(&MembersReport) -> Option<Target>) -> Result<MembersReport> {
+        let mut asked_at = None;
+        loop {
+            let (address, _, members) = self.settled()?;
+            if asked_at.is_some_and(|id| members.id > id) {
+                return Ok(members);
+            }
+            let Some(target) = make(&members) else { return Ok(members) };
+            match admin::change_members(&address, &target.text()) {
+                Ok(None) => asked_at = Some(members.id),
+                Ok(Some(refusal)) => match refusal.strip_prefix("TRYAGAIN ") {
+                    Some(why) => self.wait(|| why.to_owned())?,
+                    None => bail!("refused: {}", refusal.trim_start_matches("REFUSED ")),
+                },
+                // It may have been proposed or not: looked at again.
+                Err(error) => self.wait(|| format!("{address} does not answer: {error}"))?,
+            }
+        }
+    }
+
+    /// Until `node` has a link to the leader, and nearly all that is chosen.
+    fn caught_up(&mut self, node: u16) -> Result<()> {
+        loop {
+            let (_, report, _) = self.leader()?;
+            if report.node == node {
+                return Ok(());
+            }
+            let peer = report.peers.iter().find(|peer| peer.node == node);
+            let behind = peer.filter(|peer| peer.data_up).and_then(|peer| peer.lag);
+            match (peer, behind) {
+                (_, Some(behind)) if behind <= CAUGHT_UP_SLOTS => return Ok(()),
+                (_, Some(behind)) => {
+                    self.wait(|| format!("replica {node} is {behind} slots behind"))?;
+                }
+                (Some(peer), None) if !peer.last_error.is_empty() => self.wait(|| {
+                    format!("the leader has no link to replica {node}: {}", peer.last_error)
+                })?,
+                _ => self.wait(|| format!("replica {node} is not connected; is it started?"))?,
+            }
+        }
+    }
+
+    fn add(&mut self, node: u16, peer: Option<&str>, client: Option<&str>) -> Result<()> {
+        let (_, _, members) = self.settled()?;
+        if !is_member(&members, node) {
+            let peer = peer.with_context(|| {
+                format!("replica {node} is no member: say where its peers reach it, as HOST:PORT")
+            })?;
+            let place = (node, peer.to_owned(), client.unwrap_or_default().to_owned());
+            let members = self.change(|members| {
+                let mut next = members.clone();
+                next.learners.push(node);
+                let address = Some(place.clone());
+                (!is_member(members, node)).then_some(Target {
+                    members: next,
+                    address,
+                    readmit: None,
+                })
+            })?;
+            println!("replica {node} is a learner, by configuration {}", members.id);
+        }
+        self.caught_up(node)?;
+        println!("replica {node} has caught up");
+        Ok(())
+    }
+}
+
+fn is_member(members: &MembersReport, node: u16) -> bool {
+    members.voters.contains(&node) || members.learners.contains(&node)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What stood in the way, and what to do.
+pub fn run(command: &MemberCommand) -> Result<ExitCode> {
+    match command {
+        MemberCommand::List(ask) => {
+            let (address, report, members) = Asked::new(ask)?.leader()?;
+            print!("{}", table(&address, &report, &members));
+        }
+        MemberCommand::Add { node, peer, client, ask } => {
+            Asked::new(ask)?.add(*node, Some(peer), client.as_deref())?;
+            println!("it receives the log and does not vote: `quorate member promote {node}`");
+        }
+        MemberCommand::Promote { node, ask } => {
+            let mut asked = Asked::new(ask)?;
+            asked.add(*node, None, None)?;
+            let members = asked.change(|members| promoted(members, None, *node))?;
+            println!("replica {node} votes, by configuration {}", members.id);
+        }
+        MemberCommand::Remove { node, ask } => {
+            let members = Asked::new(ask)?.change(|members| {
+                let mut next = members.clone();
+                next.voters.retain(|voter| voter != node);
+                next.learners.retain(|learner| learner != node);
+                (next != *members).then_some(Target { members: next, ..Target::default() })
+            })?;
+            safe(&members, *node);
+        }
+        MemberCommand::Replace { old, new, peer, client, ask } => {
+            let mut asked = Asked::new(ask)?;
+            if old == new {
+                readmit(&mut asked, *new)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            asked.add(*new, peer.as_deref(), client.as_deref())?;
+            let members = asked.change(|members| promoted(members, Some(*old), *new))?;
+            println!("replica {new} votes in the place of {old}");
+            safe(&members, *old);
+        }
+        MemberCommand::Move { node, peer, client, ask } => {
+            let place = (*node, peer.clone(), client.clone().unwrap_or_default());
+            let members = Asked::new(ask)?.change(|members| {
+                let stands = |at: &crate::report::AddressReport| {
+                    (at.node, &at.peer, &at.client) == (place.0, &place.1, &place.2)
+                };
+                let target = Target {
+                    members: members.clone(),
+                    address: Some(place.clone()),
+                    readmit: None,
+                };
+                (!members.addresses.iter().any(stands)).then_some(target)
+            })?;
+            println!("all look for replica {node} at {peer}, by configuration {}", members.id);
+        }
+        MemberCommand::Quorums { elect, choose, ask } => {
+            let quorums = ((*elect, *choose) != (0, 0)).then_some((*elect, *choose));
+            let members = Asked::new(ask)?.change(|members| {
+                let next = MembersReport { quorums, ..members.clone() };
+                (next != *members).then_some(Target { members: next, ..Target::default() })
+            })?;
+            println!("in force by configuration {}", members.id);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `new` as a voter, `old` no member.
+fn promoted(members: &MembersReport, old: Option<u16>, new: u16) -> Option<Target> {
+    let mut next = members.clone();
+    next.voters.retain(|voter| Some(*voter) != old && *voter != new);
+    next.voters.push(new);
+    next.voters.sort_unstable();
+    next.learners.retain(|learner| Some(*learner) != old && *learner != new);
+    (next != *members).then_some(Target { members: next, ..Target::default() })
+}
+
+/// A replica with a new disk votes again.
+fn readmit(asked: &mut Asked, node: u16) -> Result<()> {
+    asked.caught_up(node)?;
+    let (_, report, members) = asked.settled()?;
+    let votes = report.peers.iter().any(|peer| peer.node == node && peer.votes);
+    if votes || report.node == node {
+        println!("replica {node} votes: nothing to do");
+        return Ok(());
+    }
+    if !members.voters.contains(&node) {
+        bail!("replica {node} is no voter: `quorate member promote {node}`");
+    }
+    let before = members.id;
+    let members = asked.change(|members| {
+        let target = Target { members: members.clone(), readmit: Some(node), address: None };
+        (members.id == before).then_some(target)
+    })?;
+    println!("replica {node} votes with the disk that it has now, by configuration {}", members.id);
+    Ok(())
+}
+
+fn safe(members: &MembersReport, node: u16) {
+    println!(
+        "configuration {} is settled. Safe now: replica {node} is needed by nobody, stop it and keep or \
+         delete its data as you like",
+        members.id
+    );
+}
+
+fn table(address: &str, report: &Report, members: &MembersReport) -> String {
+    let state = if members.settled { "settled" } else { "under way" };
+    let mut text =
+        format!("configuration {} ({state}), as the leader at {address} has it\n", members.id);
+    if let Some((elect, choose)) = members.quorums {
+        text.push_str(&format!("{elect} promises elect, {choose} votes choose\n"));
+    }
+    text.push_str("node  kind     peer address           client address         behind\n");
+    let kinds = [(&members.voters, "voter"), (&members.learners, "learner")];
+    for (nodes, kind) in kinds {
+        for node in nodes {
+            let place = members.addresses.iter().find(|at| at.node == *node).cloned();
+            let place = place.unwrap_or_default();
+            let peer = report.peers.iter().find(|peer| peer.node == *node);
+            let behind = match peer {
+                _ if report.node == *node => "leads".to_owned(),
+                Some(peer) if !peer.data_up => "no link".to_owned(),
+                Some(peer) => peer.lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
+                None => "-".to_owned(),
+            };
+            let unsure =
+                |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+            let (peer, client) = (unsure(&place.peer), unsure(&place.client));
+            text.push_str(&format!("{node:<5} {kind:<8} {peer:<22} {client:<22} {behind}\n"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_read_as_it_is_written() {
+        let members = MembersReport {
+            voters: vec![1, 2, 4],
+            learners: vec![5],
+            quorums: Some((3, 1)),
+            ..MembersReport::default()
+        };
+        let address = Some((4, "a:1".to_owned(), "a:2".to_owned()));
+        let change = parse(&Target { members, readmit: Some(2), address }.text()).unwrap();
+        assert_eq!(change.voters, [NodeId(1), NodeId(2), NodeId(4)]);
+        assert_eq!((change.learners, change.readmit), (vec![NodeId(5)], vec![NodeId(2)]));
+        assert_eq!(change.quorums, Some(QuorumSizes { phase_one: 3, phase_two: 1 }));
+        assert_eq!((&*change.addresses[0].peer, &*change.addresses[0].client), ("a:1", "a:2"));
+        for wrong in ["", "voters=", "voters=x", "voters=1 quorums=2", "voters=1 size=3"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_replacement_keeps_the_others() {
+        let members =
+            MembersReport { voters: vec![1, 2, 3], learners: vec![4], ..MembersReport::default() };
+        let next = promoted(&members, Some(2), 4).unwrap().members;
+        assert_eq!((&next.voters[..], next.learners.len()), (&[1, 3, 4][..], 0));
+        assert!(promoted(&next, Some(2), 4).is_none(), "it is done already");
+    }
+}
