@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use quorate_check::{History, Kv, Limits, check};
 use quorate_server::admin;
 use quorate_server::report::Report;
-use quorate_soft_roce::{Fault, Host, Lab, Program, Running, Traffic};
+use quorate_soft_roce::{Count, Fault, Host, Lab, Program, Running, Traffic};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -268,20 +268,20 @@ fn torment(cluster: &mut Cluster<'_>, clients: &Clients, operations: u64) -> Res
     Ok(faults)
 }
 
-/// Operations of the checked histories: more by the variable `QUORATE_OPERATIONS`.
-fn operations() -> u64 {
-    std::env::var("QUORATE_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000)
+/// Operations of a checked history: more by the variable `QUORATE_OPERATIONS`.
+fn operations(default: u64) -> u64 {
+    std::env::var("QUORATE_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// Clients write down all that they see while hosts and network fail; then the checker judges.
-fn linearizable(lab: &Lab, transport: &str, durability: &str) -> Result<()> {
-    let mut cluster = Cluster::start(lab, transport, durability)?;
+fn linearizable(lab: &Lab, transport: &str, operations: u64) -> Result<()> {
+    let mut cluster = Cluster::start(lab, transport, "file")?;
     let mut before = Client::new(&cluster.address(cluster.leader()));
     for number in 0..50 {
         ensure!(before.words(&format!("SET before-{number} {number}")).is_ok(), "a write");
     }
     let clients = Clients::start(&cluster.addresses(), CLIENTS, PACE, 11);
-    let faults = torment(&mut cluster, &clients, operations());
+    let faults = torment(&mut cluster, &clients, operations);
     let history = History::merge(clients.stop());
     let faults = faults?;
     ensure!(faults.leaders_killed > 0 && faults.lossy > 0, "void: {faults:?}");
@@ -302,5 +302,87 @@ fn linearizable(lab: &Lab, transport: &str, durability: &str) -> Result<()> {
 }
 
 pub(crate) fn linearizable_tcp(lab: &Lab) -> Result<()> {
-    linearizable(lab, "tcp", "file")
+    linearizable(lab, "tcp", operations(3_000))
+}
+
+pub(crate) fn linearizable_rdma(lab: &Lab) -> Result<()> {
+    linearizable(lab, "rdma", operations(10_000))
+}
+
+/// Bytes that went from one host to all others, by RDMA and by TCP.
+fn sent(lab: &Lab, from: u16) -> (u64, u64) {
+    let others = lab.hosts().iter().map(Host::number).filter(|to| *to != from);
+    let counts: Vec<_> = others.map(|to| lab.network().count(from, to)).collect();
+    let sum = |of: fn(&Count) -> u64| counts.iter().map(of).sum();
+    (sum(|count| count.rdma_bytes), sum(|count| count.tcp_bytes))
+}
+
+/// How many links of all replicas go by RDMA, and how many by TCP, as status says.
+fn carriers(cluster: &Cluster<'_>) -> Option<(usize, usize)> {
+    let hosts = cluster.lab.hosts().iter();
+    let reports: Option<Vec<_>> = hosts.map(|host| cluster.report(host.number())).collect();
+    let peers: Vec<_> = reports?.into_iter().flat_map(|report| report.peers).collect();
+    let up =
+        |carrier: &str| peers.iter().filter(|peer| peer.data_up && peer.carrier == carrier).count();
+    Some((up("rdma"), up("tcp")))
+}
+
+fn all_by(cluster: &Cluster<'_>, wanted: (usize, usize)) {
+    cluster.wait(&format!("links by RDMA and TCP: {wanted:?}"), || {
+        carriers(cluster).filter(|found| *found == wanted)
+    });
+}
+
+/// Writes of 1000 bytes to the leader.
+const WRITES: u64 = 1_000;
+
+fn write_load(cluster: &Cluster<'_>) -> Result<()> {
+    let leader = cluster.address(cluster.leader());
+    let load = ["-t", "set", "-n", "1000", "-c", "20", "-d", "1000", "-r", "1000", "--csv"];
+    redis("redis-benchmark", &leader, &load).map(drop)
+}
+
+/// Records travel by RDMA and not by TCP, as the switch between the hosts sees it.
+pub(crate) fn redis_rdma(lab: &Lab) -> Result<()> {
+    let cluster = Cluster::start(lab, "rdma", "file")?;
+    all_by(&cluster, (6, 0));
+    serves_redis(&cluster)?;
+    let leader = cluster.leader();
+    let before = sent(lab, leader);
+    write_load(&cluster)?;
+    let after = sent(lab, leader);
+    ensure!(cluster.leader() == leader, "void: another leader");
+    let (rdma, tcp) = (after.0 - before.0, after.1 - before.1);
+    println!(
+        "leader to followers, {WRITES} writes of 1000 bytes: {rdma} bytes RDMA, {tcp} bytes TCP"
+    );
+    ensure!(rdma >= 2 * WRITES * 1000, "each follower gets each write: {rdma} bytes");
+    // What TCP carries besides, such as the control lane, is less than one follower's records.
+    ensure!(tcp < WRITES * 1000, "records do not go by TCP: {tcp} bytes");
+    cluster.converged();
+    Ok(())
+}
+
+/// RDMA is lost while TCP lives: lanes fall back, service goes on, status says so; healed, they return.
+pub(crate) fn rdma_lost(lab: &Lab) -> Result<()> {
+    let cluster = Cluster::start(lab, "rdma", "file")?;
+    all_by(&cluster, (6, 0));
+    for host in 1..=3 {
+        lab.network().isolate(host, Traffic::Rdma);
+    }
+    all_by(&cluster, (0, 6));
+    let leader = cluster.leader();
+    let before = sent(lab, leader);
+    write_load(&cluster)?;
+    let tcp = sent(lab, leader).1 - before.1;
+    ensure!(tcp >= 2 * WRITES * 1000, "records go by TCP now: {tcp} bytes");
+    lab.network().heal();
+    all_by(&cluster, (6, 0));
+    let leader = cluster.leader();
+    let before = sent(lab, leader);
+    write_load(&cluster)?;
+    let rdma = sent(lab, leader).0 - before.0;
+    ensure!(rdma >= 2 * WRITES * 1000, "and by RDMA again: {rdma} bytes");
+    cluster.converged();
+    Ok(())
 }

@@ -37,7 +37,7 @@ enum Hosts {
     Three,
 }
 
-const TESTS: [Test; 15] = [
+const TESTS: [Test; 18] = [
     (
         "program: output and exit code are passed through",
         Hosts::One,
@@ -57,6 +57,9 @@ const TESTS: [Test; 15] = [
     ("host: killed, disk and pmem survive", Hosts::Three, three_hosts::kill),
     ("cluster: redis-cli and redis-benchmark over tcp", Hosts::Three, cluster::redis_tcp),
     ("cluster: linearizable under faults over tcp", Hosts::Three, cluster::linearizable_tcp),
+    ("cluster: records travel by rdma", Hosts::Three, cluster::redis_rdma),
+    ("cluster: rdma lost and found", Hosts::Three, cluster::rdma_lost),
+    ("cluster: linearizable under faults over rdma", Hosts::Three, cluster::linearizable_rdma),
 ];
 
 /// The lab that is up; at most one.
