@@ -26,6 +26,15 @@ const KEYS: u64 = 10_000;
 /// # Errors
 /// When a cluster does not come up, or a reply is an error.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if let Some(rounds) = args.failover {
+        return crate::failover::run(args, rounds, crate::failover::How::Kill);
+    }
+    if let Some(rounds) = args.transfer {
+        return crate::failover::run(args, rounds, crate::failover::How::Transfer);
+    }
+    if args.reads {
+        return crate::lease_bench::run(args);
+    }
     let base = match &args.dir {
         Some(directory) => std::path::absolute(directory)?,
         None => std::env::temp_dir(),
@@ -68,6 +77,7 @@ fn measure(args: &BenchArgs, durability: &str, directory: &Path) -> Result<()> {
         base_port: args.base_port,
         durability: durability.to_string(),
         transport: "tcp".into(),
+        timers: args.timers.config(),
     };
     std::fs::create_dir_all(directory).context("the folder for the data")?;
     let mut cluster = ClusterProcesses::start(&manifest, directory, "warn")?;
@@ -112,7 +122,11 @@ fn measure(args: &BenchArgs, durability: &str, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn leader_address(manifest: &Manifest) -> Result<String> {
+/// Where clients reach the leader.
+///
+/// # Errors
+/// When there is none for long.
+pub(crate) fn leader_address(manifest: &Manifest) -> Result<String> {
     let addresses: Vec<_> =
         (1..=manifest.replicas).map(|node| manifest.client_address(node)).collect();
     let deadline = Instant::now() + START_PATIENCE;

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::config::TimerConfig;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -71,6 +72,35 @@ pub struct ClusterArgs {
     /// What carries the log between replicas: `tcp`, or `rdma` where there is a device.
     #[arg(long, default_value = "tcp", value_name = "TRANSPORT")]
     pub transport: String,
+    /// How soon a silent leader is replaced.
+    #[arg(long, value_enum, default_value_t)]
+    pub timers: Timers,
+}
+
+/// Presets of the protocol's timers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Timers {
+    /// Heartbeats of 25 ms, elections after 200 to 400 ms: for any network, and for busy machines.
+    #[default]
+    Default,
+    /// Heartbeats of 4 ms, elections after 16 to 32 ms: for machines that are not paused for that long.
+    Fast,
+}
+
+impl Timers {
+    /// As keys of the configuration.
+    #[must_use]
+    pub fn config(self) -> TimerConfig {
+        match self {
+            Self::Default => TimerConfig::default(),
+            Self::Fast => TimerConfig {
+                heartbeat_ms: 4,
+                election_timeout_min_ms: 16,
+                election_timeout_max_ms: 32,
+                ..TimerConfig::default()
+            },
+        }
+    }
 }
 
 /// `quorate serve`
@@ -228,6 +258,19 @@ pub struct BenchArgs {
     /// How many commands in flight, comma separated.
     #[arg(long, default_value = "1,16,256,4096", value_delimiter = ',')]
     pub in_flight: Vec<usize>,
+    /// Kills the leader that many times and measures how long until the others serve again.
+    #[arg(long, value_name = "ROUNDS")]
+    pub failover: Option<u32>,
+    /// Hands leadership over that many times and measures the longest time without an acknowledged
+    /// write.
+    #[arg(long, value_name = "ROUNDS", conflicts_with = "failover")]
+    pub transfer: Option<u32>,
+    /// Compares linearizable reads at a leader with and without a lease, 64 clients each, by turns.
+    #[arg(long, conflicts_with_all = ["failover", "transfer"])]
+    pub reads: bool,
+    /// How soon a silent leader is replaced.
+    #[arg(long, value_enum, default_value_t)]
+    pub timers: Timers,
     /// Bytes of a value.
     #[arg(long, default_value_t = 64)]
     pub value_bytes: usize,

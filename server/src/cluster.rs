@@ -1,7 +1,11 @@
 //! `quorate cluster`: a whole cluster on this machine, one process for each replica.
 
 use crate::cli::ClusterArgs;
+<<<<<<< HEAD
 use crate::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig, check_transport};
+=======
+use crate::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig, TimerConfig};
+>>>>>>> c9e1069 (quorate bench measures fail-over, transfer, and reads with and without a lease; presets of timers)
 use crate::status::{self, Answer};
 use anyhow::{Context, Result, bail};
 use quorate::MediumKind;
@@ -32,6 +36,9 @@ pub struct Manifest {
     pub durability: String,
     /// What carries the traffic between replicas.
     pub transport: String,
+    /// The protocol's timers.
+    #[serde(default)]
+    pub timers: TimerConfig,
 }
 
 impl Manifest {
@@ -96,7 +103,7 @@ impl Manifest {
             members: members.collect(),
             client: Default::default(),
             metrics: MetricsConfig { listen: Some(self.metrics_address(node)) },
-            timers: Default::default(),
+            timers: self.timers.clone(),
             limits: Default::default(),
             rdma: Default::default(),
         }
@@ -178,6 +185,28 @@ impl ClusterProcesses {
             replicas.push(spawn(node, config, log, log_filter)?);
         }
         Ok(Self { replicas })
+    }
+
+    /// Kills a replica where it stands, as `kill -9` does.
+    ///
+    /// # Errors
+    /// When the system does not let us.
+    pub fn kill(&mut self, node: u16) -> Result<()> {
+        let replica = &mut self.replicas[usize::from(node) - 1];
+        replica.child.kill().context("killing a replica")?;
+        replica.ended = Some(replica.child.wait().context("waiting for its end")?);
+        Ok(())
+    }
+
+    /// Starts a replica that ended again.
+    ///
+    /// # Errors
+    /// As [`ClusterProcesses::start`].
+    pub fn restart(&mut self, node: u16, log_filter: &str) -> Result<()> {
+        let place = usize::from(node) - 1;
+        let (config, log) = (self.replicas[place].config.clone(), self.replicas[place].log.clone());
+        self.replicas[place] = spawn(node, config, log, log_filter)?;
+        Ok(())
     }
 
     /// Asks every replica to stop, waits, and kills those that do not.
@@ -275,6 +304,7 @@ fn manifest(args: &ClusterArgs, directory: &Path) -> Result<Manifest> {
         base_port: args.base_port,
         durability: durability.unwrap_or_else(|| "file".into()),
         transport: args.transport.clone(),
+        timers: args.timers.config(),
     })
 }
 
