@@ -261,6 +261,7 @@ mod tests {
         table
     }
 
+    // Rule S2.
     #[test]
     fn retry_gets_the_first_outcome() {
         let mut table = table();
@@ -273,6 +274,7 @@ mod tests {
         assert_eq!(table.admit(Slot(3), &group(5, 2, 3)), Admission::Apply { known: 1 });
     }
 
+    // Rule S1.
     #[test]
     fn a_command_before_its_turn_is_rejected() {
         let mut table = table();
@@ -296,6 +298,7 @@ mod tests {
         assert_eq!(table.outcome(5, 3).unwrap(), "x");
     }
 
+    // Rule S5.
     #[test]
     fn a_new_life_of_a_front_end_closes_the_session_of_the_old_one() {
         let mut table = table();
@@ -309,6 +312,7 @@ mod tests {
         assert_eq!(table.admit(Slot(5), &group(6, 1, 1)), Admission::Duplicate);
     }
 
+    // Rule S7.
     #[test]
     fn the_table_is_bounded_and_the_longest_unused_goes() {
         let mut table = SessionTable::new();
@@ -343,6 +347,7 @@ mod tests {
         assert_eq!(table.outcomes(5, 1, 2), None, "acknowledged and forgotten");
     }
 
+    // Rule S8.
     #[test]
     fn an_idle_session_is_closed_by_replicated_time_and_a_used_one_is_not() {
         let mut table = table();

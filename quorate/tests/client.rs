@@ -118,6 +118,7 @@ fn pass(
     let _ = into.shutdown(Shutdown::Both);
 }
 
+// Rule S9.
 #[test]
 fn each_command_happens_once_through_connections_that_break_all_the_time() {
     let replicas = cluster(3);

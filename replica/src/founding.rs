@@ -98,6 +98,7 @@ mod tests {
         Founding::new(NodeId(node), Incarnation(u64::from(node) * 11), members)
     }
 
+    // Rule F2.
     #[test]
     fn only_the_lowest_member_founds_and_only_with_all_present() {
         let mut first = founding(1);
@@ -115,6 +116,7 @@ mod tests {
         assert_eq!(second.document(), None);
     }
 
+    // Rule F1.
     #[test]
     fn who_joins_founds_nothing() {
         let mut first = founding(1).joining();

@@ -321,6 +321,7 @@ mod tests {
         assert_eq!(origin.in_flight(), 0);
     }
 
+    // Rule S3.
     #[test]
     fn what_was_lost_is_sent_again_in_the_same_order() {
         let mut origin = open_origin();
@@ -340,6 +341,7 @@ mod tests {
         assert_eq!((group.header.first_sequence, group.commands), (2, items(&["b", "c"])));
     }
 
+    // Rules S4, S6.
     #[test]
     fn time_over_is_unknown_and_leaves_no_hole_in_the_session() {
         let mut origin = open_origin();

@@ -155,6 +155,7 @@ fn stop(replica: &mut Runner) {
     assert!(handle.is_stopped());
 }
 
+// Rules K1, K3, K7.
 #[test]
 fn a_checkpoint_gives_the_state_that_a_replay_gives() {
     let cluster = Cluster::new(1, |_| {});
@@ -192,6 +193,7 @@ fn trimmed_beyond(replica: &Runner, slot: u64) -> bool {
     replica.handle().status().checkpoints.log_first > Slot(slot)
 }
 
+// Rules K5, K6.
 #[test]
 fn a_dead_replica_keeps_no_log_and_comes_back_by_a_checkpoint_in_process() {
     let cluster = Cluster::new(2, often);
@@ -251,6 +253,7 @@ fn damage(directory: &Path, slot: Slot) {
     std::fs::write(&path, bytes).unwrap();
 }
 
+// Rules K2, K7.
 #[test]
 fn a_bad_checkpoint_falls_back_to_the_one_before_and_then_to_a_peer() {
     let cluster = Cluster::new(4, |_| {});

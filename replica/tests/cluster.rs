@@ -137,6 +137,7 @@ fn a_leader_with_a_lease_answers_reads_and_others_elect_when_it_is_gone() {
     assert_eq!(read(&replicas[1].handle()), "before after ");
 }
 
+// Rule R12.
 #[test]
 fn a_bounded_read_waits_for_its_slot_and_for_nothing_else() {
     let network = MemoryNetwork::new(6);
@@ -165,6 +166,7 @@ fn a_bounded_read_waits_for_its_slot_and_for_nothing_else() {
     assert_eq!(refused, Failure::Rejected(Reason::NotApplied(beyond)));
 }
 
+// Rules E8, E9.
 #[test]
 fn leadership_goes_where_it_is_told_and_where_it_is_allowed() {
     let network = MemoryNetwork::new(7);
@@ -239,6 +241,7 @@ fn all_stop_and_come_back_with_what_was_acknowledged() {
     }
 }
 
+// Rule F4.
 #[test]
 fn a_replica_that_lost_its_memory_follows_and_does_not_vote() {
     let network = MemoryNetwork::new(9);
@@ -301,6 +304,7 @@ fn a_replica_whose_machine_was_started_again_follows_and_does_not_vote() {
     assert!(status.trouble.contains("started again"), "{}", status.trouble);
 }
 
+// Rule F5.
 #[test]
 fn a_replica_of_another_cluster_is_not_listened_to() {
     let directory = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 //! - `bindings [--check]`: the declarations of libibverbs and librdmacm, made from their headers.
 //! - `ledger [--check]`: `docs/unsafe-ledger.md`, every `unsafe` with its obligation.
 //! - `no-io`: the proof that no I/O is reachable from `consensus`.
+//! - `rules`: the rules of `docs/spec/paxos.md` have code and tests, and what is cited is there.
 //!
 //! Each prints its faults with file and line, then one line with what it checked, and fails when
 //! there is a fault. Policies are constants at the top of each module.
@@ -17,6 +18,7 @@ mod ledger;
 mod licence;
 mod no_io;
 mod report;
+mod rules;
 mod tidy;
 mod workspace;
 
@@ -24,7 +26,8 @@ use std::process::ExitCode;
 
 use report::Report;
 
-const USAGE: &str = "usage: cargo xtask <deps|tidy|no-io|bindings [--check]|ledger [--check]>";
+const USAGE: &str =
+    "usage: cargo xtask <deps|tidy|no-io|rules|bindings [--check]|ledger [--check]>";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         [command] if command == "bindings" => bindings::run(false),
         [command, check] if command == "bindings" && check == "--check" => bindings::run(true),
         [command] if command == "tidy" => tidy::run(),
+        [command] if command == "rules" => rules::run(),
         [command] if command == "no-io" => no_io::run(),
         _ => Err(USAGE.to_owned()),
     };

@@ -79,6 +79,7 @@ fn key_goes_when_replicated_time_reaches_its_deadline_and_not_before() {
     assert_eq!(query(&store, 1_500, &pttl), "-2");
 }
 
+// Rule T2.
 #[test]
 fn time_never_goes_back() {
     let mut store = Store::default();

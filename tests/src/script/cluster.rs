@@ -37,6 +37,8 @@ pub struct Options {
     pub window_slots_max: u64,
     /// Payload bytes of one shipped record, about.
     pub record_bytes: usize,
+    /// Who has a higher priority than all others.
+    pub prefers: Option<NodeId>,
     /// See [`Settings::lease`].
     pub lease: Nanos,
     /// See [`Settings::clock_drift_ppm`].
@@ -58,6 +60,7 @@ impl Options {
             catch_up_bytes: 1 << 16,
             window_slots_max: 1024,
             record_bytes: 4096,
+            prefers: None,
             lease: Nanos(0),
             clock_drift_ppm: 1_000,
             rows_max: 1,
@@ -67,6 +70,7 @@ impl Options {
     fn settings(&self, node: NodeId) -> Settings {
         let mut settings = Settings::new(node, Incarnation(u64::from(node.0)));
         settings.cache_bytes_max = self.cache_bytes_max;
+        settings.priority += u8::from(self.prefers == Some(node));
         settings.lease = self.lease;
         settings.clock_drift_ppm = self.clock_drift_ppm;
         settings.catch_up_bytes = self.catch_up_bytes;

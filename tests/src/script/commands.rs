@@ -2,14 +2,14 @@
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [spares=K]` | a new cluster of N voters (see [`Options`]) |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [prefers=N] [spares=K]` | a new cluster of N voters (see [`Options`]) |
 //! | `run 500ms` | time passes, everything is delivered at once |
 //! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
 //! | `settle` | delivers until nothing is in flight |
 //! | `deliver 1 2 [Kind\|accept\|row]` | delivers all of 1 to 2, or the next of that kind; `deliver all` delivers what is in flight now |
 //! | `propose 1 a b`, `fill 1 500`, `read 2` | client requests |
 //! | `members 1 1,2,4 [learners=5] [quorums=3/2] [readmit=4]` | a change of members (`cluster 3 spares=2` has replicas 4 and 5) |
-//! | `transfer 1 [2]`, `unwilling 1`, `willing 1` | leadership goes to 2, or to whoever is best; a replica may not lead, and may again |
+//! | `transfer 1 [2]`, `unwilling 1`, `willing 1` | leadership goes to 2, or to whoever is best; a replica may not lead, and may again; `distrust 1`: its clock looked wrong |
 //! | `hold-persist 2`, `persist 2 [K]`, `release-persist 2` | durability by hand |
 //! | `crash 1`, `restart 1 [commit=S]`, `wipe 1`, `poison 1`, `pause 1`, `resume 1` | processes and disks |
 //! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
@@ -80,7 +80,9 @@ impl Interpreter {
             "propose" | "fill" | "read" => self.request(command, arguments),
             "members" => self.members(arguments),
             "hold-persist" | "persist" | "release-persist" => self.durability(command, arguments),
-            "transfer" | "unwilling" | "willing" => self.leadership(command, arguments),
+            "transfer" | "unwilling" | "willing" | "distrust" => {
+                self.leadership(command, arguments)
+            }
             "crash" | "restart" | "wipe" | "poison" | "pause" | "resume" => {
                 self.process(command, arguments)
             }
@@ -109,6 +111,7 @@ impl Interpreter {
                 "cache" => options.cache_bytes_max = number(value)?,
                 "catch-up" => options.catch_up_bytes = number(value)?,
                 "window" => options.window_slots_max = number(value)?,
+                "prefers" => options.prefers = Some(node(value)?),
                 "lease" => options.lease = duration(value)?,
                 "drift" => options.clock_drift_ppm = number(value)?,
                 "rows" => options.rows_max = number(value)?,
@@ -228,6 +231,7 @@ impl Interpreter {
         let mut refused = None;
         self.cluster.event(at, |core, now| match command {
             "transfer" => refused = core.transfer(now, to).err(),
+            "distrust" => core.distrust_clocks(),
             _ => core.set_may_lead(command == "willing"),
         });
         if let Some(refused) = refused {
