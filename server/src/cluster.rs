@@ -1,11 +1,9 @@
 //! `quorate cluster`: a whole cluster on this machine, one process for each replica.
 
 use crate::cli::ClusterArgs;
-<<<<<<< HEAD
-use crate::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig, check_transport};
-=======
-use crate::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig, TimerConfig};
->>>>>>> c9e1069 (quorate bench measures fail-over, transfer, and reads with and without a lease; presets of timers)
+use crate::config::{
+    Config, MemberConfig, MetricsConfig, ReplicaConfig, TimerConfig, check_transport,
+};
 use crate::status::{self, Answer};
 use anyhow::{Context, Result, bail};
 use quorate::MediumKind;
