@@ -171,6 +171,8 @@ fn transfer_once(manifest: &Manifest, seen: &Seen) -> Result<Option<Duration>> {
     let to = leader % manifest.replicas + 1;
     admin::transfer(&manifest.client_address(leader), Some(to))?;
     let asked = Instant::now();
+    // A status may be 50 ms old: one that was made before the change must not be believed.
+    std::thread::park_timeout(PAUSE);
     let after = settled(manifest, &Seen::default())?;
     if after != to {
         // A follower that does not catch up in time, on a busy machine: the leader went on.
