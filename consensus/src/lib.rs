@@ -84,7 +84,8 @@ pub use configuration::{
 pub use message::{Accept, Message, Row, RowFlags, Run};
 pub use mutant::{Mistake, Mutant};
 pub use paxos::{
-    Change, Gap, Lag, LogRead, Notice, Paxos, ReadReady, Refusal, Restored, Shipment, TransferError,
+    Change, Gap, Lag, LogRead, Notice, Paxos, ReadReady, Refusal, Repair, Restored, Shipment,
+    TransferError,
 };
 pub use role::RoleName;
 pub use settings::Settings;

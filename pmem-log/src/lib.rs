@@ -75,7 +75,9 @@ pub use checkpoint::{
 };
 pub use error::{Fault, LogError, OpenError};
 pub use group::SyncSteps;
-pub use inspect::{RecordSummary, Report, inspect, inspect_on, verify};
+pub use inspect::{
+    Cut, RecordSummary, Report, Truncation, export, inspect, inspect_on, truncation, verify,
+};
 pub use log::Log;
 pub use medium::{Area, FileMedium, MappedMedium, Medium, Profile, open_medium};
 pub use pool::SyncPool;

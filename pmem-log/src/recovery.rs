@@ -204,6 +204,16 @@ pub(crate) fn list(
     Ok((present, retired))
 }
 
+/// Whether nothing in a segment, the last one, counts, so that it goes.
+///
+/// A short file is not written to again. If nothing in it counts, it goes, and a whole one takes its
+/// place: left empty between two others, it would look like the end of the log.
+pub(crate) fn is_void(geometry: Geometry, tail: &Tail, last: &Present) -> bool {
+    let start = geometry.position(last.number, 0);
+    tail.last_segment.is_none_or(|kept| last.number > kept)
+        || (tail.end <= start && last.area.bytes() != geometry.segment_bytes)
+}
+
 /// Cuts what is behind the end, and makes durable what is kept: a process that died may have left
 /// whole records that were never persisted, and from now on they are relied upon.
 fn settle(
@@ -212,14 +222,7 @@ fn settle(
     segments: &mut Vec<Present>,
     tail: &Tail,
 ) -> Result<(), OpenError> {
-    // A short file is not written to again. If nothing in it counts, it goes, and a whole one takes
-    // its place: left empty between two others, it would look like the end of the log.
-    let is_void = |last: &mut Present| {
-        let start = geometry.position(last.number, 0);
-        tail.last_segment.is_none_or(|kept| last.number > kept)
-            || (tail.end <= start && last.area.bytes() != geometry.segment_bytes)
-    };
-    while let Some(last) = segments.pop_if(is_void) {
+    while let Some(last) = segments.pop_if(|last| is_void(geometry, tail, last)) {
         let name = segment_name(last.number);
         medium.remove(&name).map_err(|source| refused(medium, "remove", &name, source))?;
     }
@@ -378,7 +381,7 @@ impl<'a> Gather<'a> {
                 self.found.last_slots.push(Slot::ZERO);
                 self.found.index.break_run();
             }
-            Event::Record { header, position } => {
+            Event::Record { header, position, .. } => {
                 if header.epoch != self.epoch {
                     // Between two openings there may be junk that a reader must not step into.
                     self.epoch = header.epoch;

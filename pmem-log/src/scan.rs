@@ -39,8 +39,8 @@ pub(crate) struct Present {
 pub(crate) enum Event<'a> {
     /// A segment begins.
     Segment,
-    /// A whole record.
-    Record { header: &'a Header, position: u64 },
+    /// A whole record, and its value.
+    Record { header: &'a Header, position: u64, payload: &'a [u8] },
     /// A part of the log that was durable and is not whole.
     Damage(Gap),
 }
@@ -219,7 +219,9 @@ impl Scanner<'_> {
     fn accept(&mut self, number: u64, offset: u64, header: Header) -> u64 {
         let position = self.geometry.position(number, offset);
         self.reach(position, &header);
-        (self.sink)(Event::Record { header: &header, position });
+        let from = offset as usize + HEADER_BYTES;
+        let payload = &self.buffer[from..from + header.payload_bytes as usize];
+        (self.sink)(Event::Record { header: &header, position, payload });
         self.tail.end = position + header.bytes();
         self.tail.ends_damaged = false;
         self.tail.epoch = self.tail.epoch.max(header.epoch);
@@ -349,7 +351,9 @@ impl Scanner<'_> {
         let judged = self.superblock.opened_at == self.tail.end;
         let from = if judged { self.geometry.align_up(offset) } else { offset };
         if !recycled {
-            torn_end = torn_end.max(written_end(&self.buffer, from));
+            let written = written_end(&self.buffer, from);
+            // Nothing written there is no attempt, wherever the next batch would begin.
+            torn_end = if written > from { torn_end.max(written) } else { torn_end };
         }
         torn_end
     }

@@ -5,8 +5,8 @@ mod support;
 
 use quorate_consensus::{Incarnation, Slot, Value};
 use quorate_pmem_log::{
-    Boot, End, Log, LogOptions, MappedMedium, Medium, MediumKind, OpenError, Record, Recovered,
-    inspect, open_medium, verify,
+    Boot, End, Log, LogOptions, Lsn, MappedMedium, Medium, MediumKind, OpenError, Record,
+    Recovered, export, inspect, open_medium, truncation, verify,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -211,4 +211,76 @@ fn write_the_fixtures() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_exported_is_what_was_appended() {
+    let disk = disk();
+    write_history(disk.path(), MediumKind::Emulated);
+    let before = contents(disk.path());
+    let mut values = 0;
+    let mut payload = 0;
+    let report = export(disk.path(), &mut |record, value| {
+        assert_eq!(crc32c::crc32c(value), record.value_checksum);
+        assert_eq!(value.len(), record.payload_bytes);
+        assert!(record.promised >= record.ballot && record.durable <= report_position(record));
+        values += u64::from(record.value_kind.is_some());
+        payload += value.len() as u64;
+    })
+    .unwrap();
+    assert_eq!((values, payload), (report.entries, report.payload_bytes));
+    assert!(values > 0 && report.durable == report.ends_at, "{report:?}");
+    assert_eq!(contents(disk.path()), before, "exporting writes nothing");
+}
+
+fn report_position(record: &quorate_pmem_log::RecordSummary) -> u64 {
+    record.segment * FIXTURE_SEGMENT + record.offset
+}
+
+#[test]
+fn a_torn_tail_is_told_as_opening_cuts_it() {
+    for kind in [MediumKind::Emulated, MediumKind::File] {
+        let disk = disk();
+        let mut log = open_at(disk.path(), kind);
+        for slot in 1..=3 {
+            log.append(&Record::Entry(entry(slot, 1, 100)), Slot::ZERO).unwrap();
+        }
+        log.wait_durable(Lsn(u64::MAX)).unwrap();
+        let sealed = contents(disk.path());
+        log.append(&Record::Entry(entry(4, 1, 100)), Slot::ZERO).unwrap();
+        log.append(&Record::Entry(entry(5, 1, 100)), Slot::ZERO).unwrap();
+        log.wait_durable(Lsn(u64::MAX)).unwrap();
+        drop(log);
+        // The process died before it sealed the log, and of the last batch only the second record is
+        // whole.
+        let name = "segment-0000000000000001";
+        let (_, superblock) = &sealed[sealed.iter().position(|(n, _)| n == "superblock").unwrap()];
+        fs::write(disk.path().join("superblock"), superblock).unwrap();
+        let mut segment = fs::read(disk.path().join(name)).unwrap();
+        let slot_4 = find_record(&segment, 4);
+        segment[slot_4 + 70] ^= 1;
+        fs::write(disk.path().join(name), &segment).unwrap();
+        let before = contents(disk.path());
+        let told = truncation(disk.path()).unwrap();
+        assert_eq!(contents(disk.path()), before, "reporting writes nothing");
+        let cut = told.cut.unwrap();
+        assert_eq!((cut.from, cut.file.file_name().unwrap().to_str()), (slot_4 as u64, Some(name)));
+        let slots: Vec<_> = cut.records.iter().map(|record| record.slot.0).collect();
+        assert_eq!(slots, [4, 5], "{kind}");
+        assert!(told.removed.is_empty() && told.report.is_whole());
+        let log = open_at(disk.path(), kind);
+        let mut entries = Vec::new();
+        log.read(Slot(1), usize::MAX, &mut entries).unwrap();
+        assert_eq!(entries.len(), 3, "{kind}: opening cuts what was told");
+        drop(log);
+        assert_eq!(truncation(disk.path()).unwrap().cut, None, "{kind}: once");
+    }
+}
+
+/// Where the record of a slot stands.
+fn find_record(segment: &[u8], slot: u64) -> usize {
+    let is_it = |at: &usize| {
+        segment[*at..].starts_with(b"QREC") && segment[at + 16..at + 24] == slot.to_le_bytes()
+    };
+    (64..segment.len() - 64).step_by(8).find(is_it).unwrap()
 }

@@ -239,6 +239,10 @@ pub enum LogCommand {
     Inspect(LogArgs),
     /// Checks every byte of a log. Exit code 0: it is sound; 1: it is not.
     Verify(LogArgs),
+    /// Writes every record with its value, as one JSON object a line. Exit code as for verify.
+    Export(LogArgs),
+    /// Says what the next start would cut from the log, and why. Writes nothing to it.
+    TruncateReport(LogArgs),
 }
 
 /// A log directory.

@@ -2,7 +2,10 @@
 
 use crate::cli::LogCommand;
 use anyhow::{Context, Result};
-use quorate::log::{End, RecordSummary, Report, inspect, verify};
+use quorate::log::{
+    Damage, End, RecordSummary, Report, Truncation, export, inspect, truncation, verify,
+};
+use serde_json::json;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +22,154 @@ pub fn run(command: &LogCommand) -> Result<ExitCode> {
             print!("{}", summary(&report));
             Ok(verdict(&report))
         }
+        LogCommand::Export(args) => export_records(&args.directory),
+        LogCommand::TruncateReport(args) => {
+            let truncation = truncation(&args.directory)?;
+            print!("{}", truncation_text(&truncation));
+            Ok(verdict(&truncation.report))
+        }
     }
+}
+
+/// One JSON object a line; `docs/log-format.md` has the fields.
+fn export_records(directory: &Path) -> Result<ExitCode> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut broken = None;
+    let report = export(directory, &mut |record, value| {
+        if broken.is_none() {
+            broken = writeln!(out, "{}", record_json(record, value)).err();
+        }
+    })?;
+    let end = |out: &mut dyn Write| {
+        for damage in &report.damaged {
+            writeln!(out, "{}", damage_json(damage))?;
+        }
+        writeln!(out, "{}", report_json(&report))?;
+        out.flush()
+    };
+    match broken.or_else(|| end(&mut out).err()) {
+        Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing the records")
+        }
+        _ => Ok(verdict(&report)),
+    }
+}
+
+fn record_json(record: &RecordSummary, value: &[u8]) -> serde_json::Value {
+    json!({
+        "record": kind(record),
+        "segment": record.segment,
+        "offset": record.offset,
+        "epoch": record.epoch,
+        "slot": record.slot.0,
+        "ballot": record.ballot.to_string(),
+        "promised": record.promised.to_string(),
+        "commit_slot": record.commit_slot.0,
+        "durable": record.durable,
+        "crc32c": format!("{:08x}", record.value_checksum),
+        "value": hex(value),
+    })
+}
+
+fn damage_json(damage: &Damage) -> serde_json::Value {
+    json!({
+        "damage": damage.what,
+        "file": damage.file.display().to_string(),
+        "offset": damage.offset,
+        "bytes": damage.length,
+        "slots": damage.slots.map(|(first, last)| [first.0, last.0]),
+        "exact": damage.exact,
+    })
+}
+
+fn report_json(report: &Report) -> serde_json::Value {
+    let torn_bytes = match report.end {
+        End::Clean => 0,
+        End::TornTail { bytes } => bytes,
+    };
+    json!({
+        "log": report.identity.node.0,
+        "incarnation": report.identity.incarnation.to_string(),
+        "medium": report.medium.to_string(),
+        "genesis": report.identity.genesis.as_ref().map(|document| hex(document)),
+        "segment_bytes": report.segment_bytes,
+        "openings": report.openings,
+        "records": report.records,
+        "entries": report.entries,
+        "promised": report.promised.to_string(),
+        "commit_slot": report.commit_slot.0,
+        "durable": report.durable,
+        "ends_at": report.ends_at,
+        "torn_bytes": torn_bytes,
+        "damaged": report.damaged.len(),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What the next start would take away, for people.
+fn truncation_text(truncation: &Truncation) -> String {
+    let report = &truncation.report;
+    let at = |position: u64| {
+        let (segment, offset) = (position / report.segment_bytes, position % report.segment_bytes);
+        format!("segment {segment}, byte {offset}")
+    };
+    let mut text = format!(
+        "the log ends at {}; the superblock says durable up to {}\n",
+        at(report.ends_at),
+        at(report.durable)
+    );
+    for (file, why) in &truncation.removed {
+        text += &format!("would remove {}: {why}\n", file.display());
+    }
+    if let Some(cut) = &truncation.cut {
+        text += &format!(
+            "would cut {} from byte {} to {}, {} bytes: the sync that covers them never returned, \
+             since neither a later record, nor a later segment, nor the superblock says so; zeros \
+             would be written from byte {} on\n",
+            cut.file.display(),
+            cut.from,
+            cut.to,
+            cut.to - cut.from,
+            cut.zeros_from
+        );
+        for record in &cut.records {
+            text += &format!(
+                "  it holds the header of a {} at byte {}: slot {}, ballot {}, {} bytes\n",
+                kind(record),
+                record.offset,
+                record.slot,
+                record.ballot,
+                record.payload_bytes
+            );
+        }
+    }
+    if truncation.removed.is_empty() && truncation.cut.is_none() {
+        text += "nothing would be cut\n";
+    }
+    for damage in &report.damaged {
+        text += &format!(
+            "{} at byte {} is damaged, not torn: it is kept as it is, and repaired from the other \
+             replicas\n",
+            damage.file.display(),
+            damage.offset
+        );
+    }
+    text
+}
+
+fn kind(record: &RecordSummary) -> &'static str {
+    record.value_kind.map_or("promise", |kind| match kind {
+        quorate::ValueKind::Noop => "noop",
+        quorate::ValueKind::Commands => "commands",
+        quorate::ValueKind::Configuration => "configuration",
+    })
 }
 
 fn print_records(directory: &Path) -> Result<ExitCode> {
@@ -46,11 +196,7 @@ fn print_records(directory: &Path) -> Result<ExitCode> {
 }
 
 fn print_record(out: &mut impl Write, record: &RecordSummary) -> std::io::Result<()> {
-    let what = record.value_kind.map_or("promise", |kind| match kind {
-        quorate::ValueKind::Noop => "noop",
-        quorate::ValueKind::Commands => "commands",
-        quorate::ValueKind::Configuration => "configuration",
-    });
+    let what = kind(record);
     writeln!(
         out,
         "{:>8} {:>12} {:>6} {:>12} {:>12} {:>12} {:>10}  {what}",

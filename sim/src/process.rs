@@ -63,6 +63,9 @@ pub(crate) struct Place {
     pub(crate) wiped: bool,
     /// Its present process lost what it may have voted for: it must not vote.
     pub(crate) forgot: bool,
+    /// Its log was damaged when its process started: what others had been told by then. It may vote
+    /// only when that does not matter any more.
+    pub(crate) damaged: Option<(Ballot, (Ballot, Slot))>,
     /// How its last process died, and how often one did.
     pub(crate) died_of: Vec<Row>,
     /// It dies again while it comes back: after so many changes of its disk, so often.
@@ -94,6 +97,7 @@ impl Place {
             death: None,
             wiped: false,
             forgot: false,
+            damaged: None,
             died_of: Vec::new(),
             recovery_deaths: None,
             stale_clock: None,

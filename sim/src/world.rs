@@ -384,6 +384,11 @@ impl World {
         let state = core.commit_slot().0 << 20 ^ core.promised().pack() ^ subject.digest;
         self.hash = mix(self.hash ^ mix(state ^ self.now << 8 ^ node as u64));
         let forgot = self.places[node].forgot && core.votes();
+        // Repaired: all that was told is chosen, or a later leader has asked the others.
+        let early = self.places[node].damaged.filter(|_| core.votes()).is_some_and(|told| {
+            let (promised, (_, slot)) = told;
+            core.commit_slot() < slot && core.vote().0 <= promised
+        });
         let dead = self.places[node].medium.control().is_dead();
         let life = subject.life;
         let led = self.checks.leaderships();
@@ -407,6 +412,9 @@ impl World {
         }
         if let Err(what) = checked {
             self.fail(format!("{what} (replica {}, life {life})", node + 1));
+        }
+        if early {
+            self.fail(format!("amnesia: replica {} votes before it is repaired", node + 1));
         }
         if forgot {
             self.fail(format!("amnesia: replica {} lost votes and votes (life {life})", node + 1));
@@ -659,7 +667,8 @@ impl World {
     /// The replica survived what it died of, if its disk gave something back.
     fn note_return(&mut self, node: usize, recovered: &Recovered) {
         let place = &mut self.places[node];
-        place.forgot = place.wiped || !recovered.damaged.is_empty() || !recovered.promise_certain;
+        place.forgot = place.wiped || !recovered.promise_certain;
+        place.damaged = (!recovered.damaged.is_empty()).then_some(place.told);
         let damaged = !recovered.damaged.is_empty() || !recovered.promise_certain;
         if place.deaths >= 3 && !place.died_of.is_empty() {
             self.coverage.observe(Row::F33);

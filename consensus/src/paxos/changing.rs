@@ -158,6 +158,7 @@ impl Paxos {
     /// count, and leaves voting to those that do.
     fn on_strange_configuration(&mut self, slot: Slot) {
         self.remembers = false;
+        self.repair = None;
         self.notice(Notice::StrangeConfiguration(slot));
         self.mark_rows_due();
     }

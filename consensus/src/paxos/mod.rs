@@ -8,6 +8,7 @@ mod electing;
 mod leading;
 mod lease;
 mod reading;
+mod repairing;
 mod transferring;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
@@ -26,11 +27,13 @@ pub use accepting::Gap;
 pub use changing::{Change, Refusal};
 pub use leading::{Lag, Shipment};
 pub use reading::ReadReady;
+pub use repairing::Repair;
 pub use transferring::TransferError;
 
 use catching_up::CatchUp;
 use lease::{Lease, Pulse};
 use reading::Reads;
+use repairing::Progress;
 use transferring::Watch;
 
 /// What a replica knows when it starts: what its log gave back, and who decides.
@@ -165,6 +168,7 @@ pub struct Paxos {
     election_at: Nanos,
     catch_up: CatchUp,
     reads: Reads,
+    repair: Option<Progress>,
     lease: Lease,
     watch: Watch,
     chance: Chance,
@@ -229,6 +233,7 @@ impl Paxos {
             election_at: Nanos::MAX,
             catch_up: CatchUp::default(),
             reads: Reads::new(settings.seed),
+            repair: None,
             lease: Lease::default(),
             watch: Watch::default(),
             messages: VecDeque::new(),
@@ -270,6 +275,7 @@ impl Paxos {
         }
         self.on_catch_up_timer();
         self.on_read_timer();
+        self.continue_repair();
         if self.role_is_leader() {
             self.start_reads();
         }

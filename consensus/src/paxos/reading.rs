@@ -203,6 +203,7 @@ impl Paxos {
             Some(slot) => {
                 self.reads.forwarded = None;
                 self.reads.ready.push_back(ReadReady { through, slot });
+                self.on_barrier_known(through, slot);
                 self.start_reads();
             }
             // It leads no more, or not yet: asked again when the timer says so.

@@ -262,6 +262,20 @@ impl Image {
         areas.retain(|area, _| names.values().any(|named| named == area));
     }
 
+    /// The image with these bits of one byte flipped.
+    pub(crate) fn flipped(&self, area: u32, offset: usize, bits: u8) -> Self {
+        let mut image = self.clone();
+        if let Some(bytes) = image.areas.get_mut(&area) {
+            Arc::make_mut(bytes)[offset] ^= bits;
+        }
+        image
+    }
+
+    pub(crate) fn name_of(&self, area: u32) -> &str {
+        let mut names = self.names.iter();
+        names.find(|(_, found)| **found == area).map_or("", |(name, _)| name)
+    }
+
     /// The image with an area whose making was interrupted: it has its name, and the first of its
     /// bytes.
     pub(crate) fn cut(&self, name: &str, bytes: usize) -> Self {

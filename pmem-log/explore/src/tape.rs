@@ -111,6 +111,11 @@ impl<M> Tape<M> {
         Self::new(self.profile, self.lock().image.clone(), false)
     }
 
+    /// What it holds.
+    pub(crate) fn image(&self) -> Image {
+        self.lock().image.clone()
+    }
+
     /// Everything that happened so far; nothing is kept from now on.
     #[must_use]
     pub fn take(&self) -> Vec<Event<M>> {

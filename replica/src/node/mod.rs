@@ -27,8 +27,8 @@ use checkpointing::Checkpoints;
 use quorate_consensus::buggify::Point;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{
-    Accept, Ballot, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady, Restored, Settings,
-    Slot,
+    Accept, Ballot, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady, Repair, Restored,
+    Settings, Slot,
 };
 use quorate_pmem_log::{CheckpointStore, Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
@@ -314,7 +314,12 @@ impl Node {
             durability = %self.log.durability(),
             "the replica takes part"
         );
-        self.core = Some(Paxos::new(settings, restored, self.clock.now));
+        let mut core = Paxos::new(settings, restored, self.clock.now);
+        if let Some(repair) = self.repair() {
+            core.repair(repair);
+            tracing::warn!(?repair, "the log is damaged: no vote until it is repaired");
+        }
+        self.core = Some(core);
         self.transport.set_cluster(genesis.cluster);
         self.genesis = Some(genesis);
         self.founding = None;
@@ -351,6 +356,16 @@ impl Node {
             configurations: self.configurations_of(genesis, commit_slot)?,
             remembers,
         })
+    }
+
+    /// What brings the vote back to a replica that lost a part of its log, and not the log.
+    pub(super) fn repair(&self) -> Option<Repair> {
+        let recovered = &self.recovered;
+        if recovered.damaged.is_empty() || !recovered.promise_certain {
+            return None;
+        }
+        let exact = recovered.damaged.iter().all(|damage| damage.exact);
+        Some(if exact { Repair::Through(recovered.last_slot) } else { Repair::UnderNewLeader })
     }
 
     fn read_accepted(

@@ -4,7 +4,7 @@ use super::Node;
 use crate::founding::Founding;
 use crate::options::NodeOptions;
 use crate::status::{Counters, Latencies, PeerStatus, Status};
-use quorate_consensus::{Ballot, Nanos, RoleName, Row, RowFlags, Slot};
+use quorate_consensus::{Ballot, Nanos, Repair, RoleName, Row, RowFlags, Slot};
 use quorate_pmem_log::Log;
 
 /// How often the snapshot is renewed.
@@ -147,11 +147,21 @@ impl Node {
                 self.checkpoints.error
             );
         }
-        if !self.recovered.damaged.is_empty() {
+        if !self.recovered.damaged.is_empty() && !core.votes() {
+            let parts = self.recovered.damaged.len();
+            let hope = match self.repair() {
+                Some(Repair::Through(slot)) => {
+                    format!("until slot {slot} is known chosen here again")
+                }
+                Some(Repair::UnderNewLeader) => {
+                    "until another leader is elected, since nobody can tell what stood there"
+                        .to_owned()
+                }
+                None => "since it cannot say what it promised".to_owned(),
+            };
             return format!(
-                "{} damaged part(s) of the log; this replica follows and does not vote. Run \
-                 `quorate log verify` on its directory",
-                self.recovered.damaged.len()
+                "{parts} damaged part(s) of the log; this replica follows and does not vote {hope}. \
+                 Run `quorate log verify` on its directory"
             );
         }
         if self.recovered.outlived {

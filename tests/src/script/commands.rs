@@ -83,7 +83,7 @@ impl Interpreter {
             "transfer" | "unwilling" | "willing" | "distrust" => {
                 self.leadership(command, arguments)
             }
-            "crash" | "restart" | "wipe" | "poison" | "pause" | "resume" => {
+            "crash" | "restart" | "wipe" | "damage" | "poison" | "pause" | "resume" => {
                 self.process(command, arguments)
             }
             "disconnect" | "connect" | "reset" | "isolate" | "heal" | "links" | "partition" => {
@@ -265,7 +265,11 @@ impl Interpreter {
         match command {
             "crash" => self.cluster.crash(at),
             "wipe" if replica.life.is_none() => replica.wipe(),
-            "wipe" => return Err("crash it first".to_owned()),
+            "damage" if replica.life.is_none() => {
+                let exact = rest.get(1) != Some(&"on");
+                replica.damage(slot(rest.first().ok_or("which slot?")?)?, exact);
+            }
+            "wipe" | "damage" => return Err("crash it first".to_owned()),
             "poison" => self.cluster.poison(at),
             "pause" => replica.paused = true,
             "resume" => {

@@ -38,6 +38,7 @@ impl Cluster {
 
     /// Takes out all effects of the event before, as the rules of [`Paxos`] have it.
     pub(super) fn drain(&mut self, node: NodeId) {
+        self.note_repair(node);
         loop {
             let mut busy = self.take_notices(node);
             busy |= self.take_persists(node);
@@ -65,6 +66,21 @@ impl Cluster {
             self.note(show::notice(node, &notice));
         }
         busy
+    }
+
+    /// A replica votes again: what it holds are votes from now on.
+    fn note_repair(&mut self, node: NodeId) {
+        let Some(replica) = self.replicas.get_mut(&node) else { return };
+        let votes = replica.life.as_ref().is_some_and(|life| !life.core.is_repairing());
+        if replica.disk.repair.is_some() && votes {
+            replica.disk.repair = None;
+            replica.disk.remembers = true;
+            let member = replica.member();
+            for entry in replica.disk.log.values() {
+                self.ledger.i1_i2_one_chosen_value(member, entry);
+            }
+            self.note(format!("n{} votes again", node.0));
+        }
     }
 
     fn take_persists(&mut self, node: NodeId) -> bool {

@@ -7,7 +7,7 @@
 //! are those of the reliability plan (I1 to I13).
 
 use quorate_consensus::{
-    Ballot, Configuration, Entry, Member, Message, NodeId, Row, Slot, Value, ValueKind,
+    Ballot, Configuration, Entry, Member, Message, NodeId, Repair, Row, Slot, Value, ValueKind,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,8 @@ pub struct Disk {
     pub commit_slot: Slot,
     /// Whether it still has all that its voter ever promised.
     pub remembers: bool,
+    /// Entries were lost, not the disk: the vote comes back when this is repaired.
+    pub repair: Option<Repair>,
 }
 
 impl Disk {
@@ -33,6 +35,7 @@ impl Disk {
             log: BTreeMap::new(),
             commit_slot: Slot::ZERO,
             remembers: true,
+            repair: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::ledger::Disk;
 use quorate_consensus::{
     Configuration, Configurations, Entry, Incarnation, LogRead, Member, Nanos, NodeId, Paxos,
-    Persist, PersistNumber, ReadReady, Restored, Settings, Slot, Value, ValueKind,
+    Persist, PersistNumber, ReadReady, Repair, Restored, Settings, Slot, Value, ValueKind,
 };
 use std::collections::VecDeque;
 
@@ -115,6 +115,24 @@ impl Replica {
         self.settings.incarnation = Incarnation(self.settings.incarnation.0 + 1000);
     }
 
+    /// Loses entries while crashed: the one of `slot`, whose header is still whole, or all from
+    /// there on, and nobody can tell how many these were.
+    pub fn damage(&mut self, slot: Slot, exact: bool) {
+        let Some((&last, _)) = self.disk.log.last_key_value() else { return };
+        if exact {
+            self.disk.log.remove(&slot);
+        } else {
+            self.disk.log.split_off(&slot);
+        }
+        self.disk.commit_slot = self.disk.commit_slot.min(slot.previous());
+        self.disk.remembers = false;
+        self.disk.repair = match self.disk.repair {
+            Some(Repair::UnderNewLeader) => Some(Repair::UnderNewLeader),
+            _ if exact => Some(Repair::Through(last)),
+            _ => Some(Repair::UnderNewLeader),
+        };
+    }
+
     /// Starts from its disk, `founding` being the first configuration. `commit_max` forgets commits above it, as a log may whose newest
     /// records carry an older commit slot.
     pub fn start(&mut self, founding: &Configurations, commit_max: Slot, now: Nanos) {
@@ -128,7 +146,8 @@ impl Replica {
         let configurations = configurations.as_of(commit_slot);
         let mut accepted = Vec::new();
         let mut slot = commit_slot.next();
-        while let Some(entry) = self.disk.log.get(&slot) {
+        // Behind damage nothing is vouched for: it comes from the peers.
+        while let Some(entry) = self.disk.log.get(&slot).filter(|_| self.disk.repair.is_none()) {
             accepted.push(entry.clone());
             slot = slot.next();
         }
@@ -140,7 +159,14 @@ impl Replica {
             configurations,
             remembers: self.disk.remembers,
         };
-        let core = Paxos::new(self.settings.clone(), restored, now);
+        let mut core = Paxos::new(self.settings.clone(), restored, now);
+        if let Some(Repair::Through(through)) = &mut self.disk.repair {
+            let last = self.disk.log.last_key_value().map_or(Slot::ZERO, |(slot, _)| *slot);
+            *through = last.max(*through);
+        }
+        if let Some(repair) = self.disk.repair {
+            core.repair(repair);
+        }
         self.life = Some(Life {
             members_seen: Some(core.members_version()),
             core,

@@ -112,6 +112,8 @@ struct Walk {
     changes: u64,
     /// Those whose disk is lost or failed: never so many that a configuration lacks a quorum.
     lost: Vec<Member>,
+    /// Those whose log is damaged and not repaired yet: the same.
+    damaged: Vec<Member>,
 }
 
 /// Walks by `seed`. With `aloud`, the trace is written to standard error as it comes.
@@ -129,6 +131,7 @@ pub fn walk(seed: u64, aloud: bool) -> Walked {
         }
     }
     // A change may name a disk that was lost in the moment before: nothing helps then, but that disk.
+    walk.forget_repaired();
     walked.stuck = !walk.may_lose(None);
     if walked.wrong.is_empty() && !walked.stuck {
         walk.heal();
@@ -162,7 +165,8 @@ impl Walk {
             }
         }
         let cluster = Cluster::new(&options);
-        Self { cluster, chance, weights, proposals: 0, changes: 0, lost: Vec::new() }
+        let (lost, damaged) = (Vec::new(), Vec::new());
+        Self { cluster, chance, weights, proposals: 0, changes: 0, lost, damaged }
     }
 
     fn any_node(&mut self) -> NodeId {
@@ -247,6 +251,11 @@ impl Walk {
     fn change(&mut self) {
         let leaders = self.cluster.leaders();
         let Some(leader) = self.chance.one_of(&leaders) else { return };
+        self.forget_repaired();
+        if !self.damaged.is_empty() {
+            // It might make the one that has no vote at present indispensable.
+            return;
+        }
         let mut change = Change::default();
         let voters = self.chance.below(5) + 1;
         for node in self.cluster.nodes() {
@@ -267,6 +276,14 @@ impl Walk {
         self.changes += u64::from(self.cluster.change(leader, &change));
     }
 
+    /// What is repaired may be lost again.
+    fn forget_repaired(&mut self) {
+        let cluster = &self.cluster;
+        self.damaged.retain(|member| {
+            cluster.replica(member.node).is_some_and(|replica| replica.disk.repair.is_some())
+        });
+    }
+
     /// Whether every configuration that may still decide something has a quorum without those that are
     /// lost already, and without `member`.
     fn may_lose(&self, member: Option<Member>) -> bool {
@@ -285,7 +302,8 @@ impl Walk {
                 known.extend(core.configurations().iter().map(|(_, known)| known.clone()));
             }
         }
-        let stays = |other: Member| Some(other) != member && !self.lost.contains(&other);
+        let gone = |other| self.lost.contains(&other) || self.damaged.contains(&other);
+        let stays = |other: Member| Some(other) != member && !gone(other);
         known.iter().all(|known| known.is_quorum(stays) && known.is_election_quorum(stays))
     }
 
@@ -301,6 +319,7 @@ impl Walk {
     fn process(&mut self, event: Event) {
         let node = self.any_node();
         let member = self.cluster.replica(node).map(Replica::member).unwrap_or_default();
+        self.forget_repaired();
         match event {
             Event::Crash => self.cluster.crash(node),
             Event::Restart => {
@@ -314,7 +333,21 @@ impl Walk {
                 self.pause(node, pauses);
             }
             _ if self.chance.below(3) > 0 || self.lost.contains(&member) => {}
-            _ if !self.may_lose(Some(member)) => {}
+            _ if self.damaged.contains(&member) || !self.may_lose(Some(member)) => {}
+            _ if self.chance.below(2) == 0 => {
+                self.damaged.push(member);
+                self.cluster.crash(node);
+                let exact = self.chance.below(2) == 0;
+                if let Some(replica) = self.cluster.replica_mut(node) {
+                    let slots: Vec<Slot> = replica.disk.log.keys().copied().collect();
+                    // The newest ones are the ones that matter.
+                    let newest = &slots[slots.len().saturating_sub(6)..];
+                    if let Some(slot) = self.chance.one_of(newest) {
+                        replica.damage(slot, exact);
+                    }
+                }
+                self.cluster.restart(node, Slot(u64::MAX));
+            }
             _ => {
                 self.lost.push(member);
                 if self.chance.below(2) == 0 {

@@ -1,10 +1,12 @@
 //! The durable log as a subject.
 
+mod flips;
 mod model;
 mod mutants;
 mod run;
 mod sites;
 
+pub use flips::{Flips, flip_every_byte};
 pub use model::{Mark, Model, Phase};
 pub use mutants::{DOUBLE, HARMLESS, REORDERS, Reorder, Verdict, try_mutants};
 pub use run::{Workload, workload};
@@ -33,6 +35,17 @@ impl LogSubject {
             zero_fill: false,
         },
         segment_bytes: 16 << 10,
+    };
+
+    /// Pages, as a file has them, synced by the thread that writes.
+    pub const PAGED: Self = Self {
+        profile: Profile {
+            kind: MediumKind::File,
+            alignment: 4096,
+            sync_thread: false,
+            zero_fill: false,
+        },
+        segment_bytes: 48 << 10,
     };
 
     /// Sectors of a disk, with group commit.

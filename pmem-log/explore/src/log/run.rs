@@ -54,13 +54,8 @@ impl<'a> Run<'a> {
         self.inspect()?;
         self.mark(Mark::Phase(Phase::Opening));
         self.steps = SyncSteps::default();
-        let options = LogOptions {
-            directory: PathBuf::new(),
-            medium: self.subject.profile().kind,
-            node: NODE,
-            segment_bytes: self.subject.segment_bytes,
-        };
-        let opened = Log::open_stepped(medium(self.tape), &options, FRESH, &self.steps);
+        let opened =
+            Log::open_stepped(medium(self.tape), &options(self.subject), FRESH, &self.steps);
         let (log, recovered) = opened.map_err(|error| format!("it does not open: {error}"))?;
         if recovered.identity.incarnation != FRESH || recovered.identity.node != NODE {
             return Err("it is another log".to_owned());
@@ -77,7 +72,7 @@ impl<'a> Run<'a> {
 
     /// Reads the log as an offline inspection does. `None`: it is not formatted yet.
     fn inspect(&self) -> Result<Option<Report>, String> {
-        match inspect_on(&medium(&self.tape.copy()), &mut |_| {}) {
+        match inspect_on(&medium(&self.tape.copy()), &mut |_, _| {}) {
             Err(OpenError::NotALog { .. }) => Ok(None),
             Err(error) => Err(format!("it cannot be inspected: {error}")),
             Ok(report) => self.model.inspect(&report).map(|()| Some(report)),
@@ -176,7 +171,18 @@ impl<'a> Run<'a> {
     }
 }
 
-fn entry(slot: Slot, ballot: Ballot, salt: u64, bytes: usize) -> Entry {
+/// How a log of this subject is opened.
+pub(super) fn options(subject: &LogSubject) -> LogOptions {
+    LogOptions {
+        directory: PathBuf::new(),
+        medium: subject.profile().kind,
+        node: NODE,
+        segment_bytes: subject.segment_bytes,
+    }
+}
+
+/// An entry with a value that its slot, its ballot and `salt` tell.
+pub(super) fn entry(slot: Slot, ballot: Ballot, salt: u64, bytes: usize) -> Entry {
     let mut random = Random::new(slot.0 ^ ballot.pack().rotate_left(20) ^ salt);
     let mut value = Vec::with_capacity(bytes + 8);
     while value.len() < bytes {
