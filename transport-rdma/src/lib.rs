@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+pub mod diagnosis;
 mod link;
 mod negotiation;
 mod options;
