@@ -47,6 +47,8 @@ pub enum Command {
     Transfer(TransferArgs),
     /// Measures a cluster of three processes on this machine.
     Bench(BenchArgs),
+    /// Says what this machine can run: transports, durabilities, clock; and what is missing for more.
+    Doctor(DoctorArgs),
 }
 
 /// `quorate cluster`
@@ -230,6 +232,16 @@ pub struct AskArgs {
     /// Gives up after so many seconds; what was begun is gone on with when the command is run again.
     #[arg(long, default_value_t = 300)]
     pub timeout: u64,
+
+/// `quorate doctor`
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// The folder whose file system is looked at; by default the one for temporary files.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Leaves out the fence torture test of each RDMA device, which takes some seconds.
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// `quorate log`

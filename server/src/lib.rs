@@ -13,6 +13,7 @@ pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod doctor;
 mod failover;
 pub mod kv;
 mod lease_bench;

@@ -4,7 +4,7 @@
 use clap::Parser;
 use quorate_server::cli::{Cli, Command, LogFormat};
 use quorate_server::config::Config;
-use quorate_server::{bench, cluster, log_command, members, serve, status, transfer};
+use quorate_server::{bench, cluster, doctor, log_command, members, serve, status, transfer};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -45,6 +45,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Log(command) => log_command::run(command),
         Command::Transfer(args) => transfer::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 
