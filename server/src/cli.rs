@@ -232,6 +232,7 @@ pub struct AskArgs {
     /// Gives up after so many seconds; what was begun is gone on with when the command is run again.
     #[arg(long, default_value_t = 300)]
     pub timeout: u64,
+}
 
 /// `quorate doctor`
 #[derive(Clone, Debug, Args)]

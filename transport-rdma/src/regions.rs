@@ -71,6 +71,11 @@ impl Regions {
         Ok(memory)
     }
 
+    /// Forgets the region; what may still be granted of it is taken back first.
+    pub(crate) fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        self.regions.remove(&region).map(drop).ok_or(RegionError::Missing(region))
+    }
+
     /// Makes the memory known to the device for this peer. `None` if it already is.
     pub(crate) fn grant(
         &mut self,

@@ -14,7 +14,8 @@ use quorate_consensus::{Incarnation, NodeId};
 use quorate_ffi::verbs::{AsyncEvent, Library};
 use quorate_transport::integrity::Randomness;
 use quorate_transport::{
-    Event, Lane, Level, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+    Event, Lane, Level, LinkStatus, OpNumber, PeerError, PostError, RegionError, RegionId,
+    Transport, Wake,
 };
 use quorate_transport_tcp::{BindError, TcpTransport};
 use std::hash::{BuildHasher, RandomState};
@@ -586,9 +587,32 @@ impl Transport for RdmaTransport {
         self.tcp.peers()
     }
 
+    fn add_peer(&mut self, peer: NodeId, address: &str) -> Result<(), PeerError> {
+        self.tcp.add_peer(peer, address)?;
+        if self.place(peer).is_none() {
+            self.peers.push(Peer::new(peer));
+        }
+        self.unsettled = true;
+        Ok(())
+    }
+
+    fn remove_peer(&mut self, peer: NodeId) {
+        if let Some(place) = self.place(peer) {
+            self.close(place);
+            self.peers.remove(place);
+        }
+        self.tcp.remove_peer(peer);
+        self.unsettled = true;
+    }
+
     fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {
         let memory = self.regions.register(region, length)?;
         self.tcp.lend(region, Arc::new(Lent(memory)))
+    }
+
+    fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        self.regions.unregister(region)?;
+        self.tcp.unregister(region)
     }
 
     fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
