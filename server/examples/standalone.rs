@@ -56,6 +56,10 @@ impl Backend for Standalone {
     fn applied_slot(&self) -> u64 {
         0
     }
+    fn begin_checkpoint(&self) -> Result<(), String> {
+        Err("there are no checkpoints without replication".into())
+    }
+
     fn status_json(&self) -> String {
         let store = self.store();
         format!("{{\"keys\":{},\"time_ms\":{}}}", store.len(), store.time_ms())

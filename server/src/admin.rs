@@ -84,3 +84,16 @@ pub fn status(address: &str) -> Result<Report, AdminError> {
     reader.read_exact(&mut text)?;
     serde_json::from_slice(&text).map_err(|error| AdminError::Answer(error.to_string()))
 }
+
+/// Has the replica at `address` begin a checkpoint.
+///
+/// # Errors
+/// [`AdminError`].
+pub fn begin_checkpoint(address: &str) -> Result<(), AdminError> {
+    let mut line = String::new();
+    request(address, &["QUORATE", "CHECKPOINT"])?.take(1024).read_line(&mut line)?;
+    if line.starts_with('+') {
+        return Ok(());
+    }
+    Err(AdminError::Answer(line.trim_end().to_string()))
+}

@@ -40,6 +40,8 @@ pub enum Command {
     /// Shows and changes who is a member of a running cluster.
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Has replicas take a checkpoint now, and waits until it is durable.
+    Checkpoint(CheckpointArgs),
     /// Looks at a log without changing it.
     #[command(subcommand)]
     Log(LogCommand),
@@ -142,6 +144,17 @@ pub struct TransferArgs {
     /// Which cluster.
     #[command(flatten)]
     pub cluster: StatusArgs,
+}
+
+/// `quorate checkpoint`
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// Client addresses of the replicas, as HOST:PORT.
+    #[arg(required = true, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub addr: Vec<String>,
+    /// How long to wait.
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub timeout: u64,
 }
 
 /// `quorate member`

@@ -104,6 +104,7 @@ impl Manifest {
             timers: self.timers.clone(),
             limits: Default::default(),
             rdma: Default::default(),
+            checkpoints: Default::default(),
         }
     }
 }

@@ -30,6 +30,9 @@ pub struct Config {
     /// The RDMA device, where the transport is `rdma`.
     #[serde(default, skip_serializing_if = "RdmaConfig::is_default")]
     pub rdma: RdmaConfig,
+    /// Checkpoints, and how much of the log stays beside them.
+    #[serde(default)]
+    pub checkpoints: CheckpointConfig,
 }
 
 /// `[replica]`
@@ -152,6 +155,38 @@ pub struct LimitConfig {
     pub cache_bytes_max: usize,
     /// Bytes of the ring that each peer may write into.
     pub ring_bytes: usize,
+}
+
+/// `[checkpoints]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// One is taken after the log wrote so many bytes; 0 for never.
+    pub log_bytes: u64,
+    /// One is taken after so many slots were applied; 0 for never.
+    pub slots: u64,
+    /// One is taken after so many seconds, if anything was applied; 0 for never.
+    pub interval_s: u64,
+    /// How many are kept.
+    pub keep: usize,
+    /// Bytes of the log that stay for replicas a little behind.
+    pub log_tail_bytes: u64,
+    /// Bytes that checkpoints move in a second, at the most; 0 for no limit.
+    pub bytes_per_second: u64,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        let options = NodeOptions::new(NodeId(1), Vec::new(), 0);
+        Self {
+            log_bytes: options.checkpoint_log_bytes,
+            slots: options.checkpoint_slots,
+            interval_s: options.checkpoint_interval.as_secs(),
+            keep: options.checkpoints_kept,
+            log_tail_bytes: options.log_tail_bytes,
+            bytes_per_second: options.checkpoint_bytes_per_second,
+        }
+    }
 }
 
 fn default_durability() -> String {
@@ -323,6 +358,12 @@ impl Config {
             client: member.client.clone(),
         };
         options.addresses = self.members.iter().map(address).collect();
+        options.checkpoint_log_bytes = self.checkpoints.log_bytes;
+        options.checkpoint_slots = self.checkpoints.slots;
+        options.checkpoint_interval = Duration::from_secs(self.checkpoints.interval_s);
+        options.checkpoints_kept = self.checkpoints.keep;
+        options.log_tail_bytes = self.checkpoints.log_tail_bytes;
+        options.checkpoint_bytes_per_second = self.checkpoints.bytes_per_second;
         options
     }
 }

@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod backend;
 pub mod bench;
+pub mod checkpoint;
 pub mod cli;
 pub mod cluster;
 pub mod config;

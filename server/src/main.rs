@@ -4,7 +4,9 @@
 use clap::Parser;
 use quorate_server::cli::{Cli, Command, LogFormat};
 use quorate_server::config::Config;
-use quorate_server::{bench, cluster, doctor, log_command, members, serve, status, transfer};
+use quorate_server::{
+    bench, checkpoint, cluster, doctor, log_command, members, serve, status, transfer,
+};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -42,6 +44,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Status(args) => status::run(args),
         Command::Member(command) => members::run(command),
+        Command::Checkpoint(args) => checkpoint::run(args),
         Command::Log(command) => log_command::run(command),
         Command::Transfer(args) => transfer::run(args),
         Command::Bench(args) => bench::run(args),

@@ -65,6 +65,7 @@ fn set(report: &Report) {
     }
     set_peers(report);
     set_counters(report);
+    set_checkpoints(report);
     for (stage, quantiles) in [
         ("request", &report.latencies.request),
         ("commit", &report.latencies.commit),
@@ -85,6 +86,31 @@ fn set_peers(report: &Report) {
         gauge!("quorate_peer_heard_milliseconds_ago", "peer" => node.clone())
             .set(peer.heard_ms_ago.map_or(-1.0, |ms| ms as f64));
         counter!("quorate_peer_reconnects_total", "peer" => node).absolute(peer.reconnects);
+    }
+}
+
+fn set_checkpoints(report: &Report) {
+    let checkpoints = &report.checkpoints;
+    let under_way = checkpoints.taking_bytes.is_some();
+    for (name, value) in [
+        ("kept", checkpoints.kept as f64),
+        ("bad", checkpoints.bad as f64),
+        ("newest_slot", checkpoints.newest_slot as f64),
+        ("newest_bytes", checkpoints.newest_bytes as f64),
+        ("being_taken", f64::from(u8::from(under_way))),
+        ("being_received", f64::from(u8::from(checkpoints.receiving.is_some()))),
+        ("being_restored", f64::from(u8::from(checkpoints.restoring))),
+    ] {
+        gauge!("quorate_checkpoints", "what" => name).set(value);
+    }
+    gauge!("quorate_log_first_slot").set(checkpoints.log_first as f64);
+    gauge!("quorate_log_disk_bytes").set(checkpoints.log_disk_bytes as f64);
+    for (name, value) in [
+        ("quorate_checkpoints_taken_total", checkpoints.taken),
+        ("quorate_checkpoints_failed_total", checkpoints.failed),
+        ("quorate_checkpoints_received_total", checkpoints.received),
+    ] {
+        counter!(name).absolute(value);
     }
 }
 

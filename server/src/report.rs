@@ -46,6 +46,9 @@ pub struct Report {
     pub commands_in_flight: usize,
     /// Payload bytes of the log held in memory.
     pub window_bytes: usize,
+    /// Checkpoints, and what of the log is left beside them.
+    #[serde(default)]
+    pub checkpoints: CheckpointReport,
     /// Counters since the replica's thread started.
     pub counters: CounterReport,
     /// Histograms.
@@ -94,6 +97,42 @@ fn members(known: &quorate::Configuration) -> MembersReport {
         quorums: known.quorums.map(|sizes| (sizes.phase_one, sizes.phase_two)),
         addresses: known.addresses.iter().map(address).collect(),
     }
+}
+
+/// A replica's checkpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckpointReport {
+    /// Whether there can be any.
+    pub supported: bool,
+    /// How many count.
+    pub kept: usize,
+    /// How many are there and cannot be used.
+    pub bad: usize,
+    /// The slot of the newest; 0 for none.
+    pub newest_slot: u64,
+    /// The bytes of its image.
+    pub newest_bytes: u64,
+    /// The slot of the oldest that is kept; 0 for none.
+    pub oldest_slot: u64,
+    /// One is being taken: its bytes so far.
+    pub taking_bytes: Option<u64>,
+    /// The state is being restored from one.
+    pub restoring: bool,
+    /// One is being received from a peer: slot, next block, blocks of 64 KiB.
+    pub receiving: Option<(u64, u64, u64)>,
+    /// Taken since the start.
+    pub taken: u64,
+    /// That could not be taken, since the start.
+    pub failed: u64,
+    /// Received from peers since the start.
+    pub received: u64,
+    /// The lowest slot that the log can give.
+    pub log_first: u64,
+    /// What the log takes of its disk.
+    pub log_disk_bytes: u64,
+    /// Why the last one could not be kept; empty if it was.
+    pub error: String,
 }
 
 /// A peer.
@@ -223,9 +262,30 @@ impl From<&Status> for Report {
             waiting_requests: status.waiting_requests,
             commands_in_flight: status.commands_in_flight,
             window_bytes: status.window_bytes,
+            checkpoints: checkpoints(&status.checkpoints),
             counters: counters(status),
             latencies: latencies(&status.latencies),
         }
+    }
+}
+
+fn checkpoints(status: &quorate::CheckpointStatus) -> CheckpointReport {
+    CheckpointReport {
+        supported: status.supported,
+        kept: status.kept,
+        bad: status.bad,
+        newest_slot: status.newest_slot.0,
+        newest_bytes: status.newest_bytes,
+        oldest_slot: status.oldest_slot.0,
+        taking_bytes: status.taking_bytes,
+        restoring: status.restoring,
+        receiving: status.receiving.map(|part| (part.slot.0, part.next, part.blocks)),
+        taken: status.taken,
+        failed: status.failed,
+        received: status.received,
+        log_first: status.log_first.0,
+        log_disk_bytes: status.log_disk_bytes,
+        error: status.error.clone(),
     }
 }
 

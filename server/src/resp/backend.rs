@@ -53,6 +53,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Why not.
     fn transfer(&self, to: Option<u16>) -> Result<(), String>;
 
+    /// Begins a checkpoint (`QUORATE CHECKPOINT`); what becomes of it is in the status.
+    ///
+    /// # Errors
+    /// Why there are none.
+    fn begin_checkpoint(&self) -> Result<(), String>;
+
     /// The state of the cluster as seen from here, as JSON (`QUORATE STATUS`).
     fn status_json(&self) -> String;
 

@@ -102,6 +102,7 @@ pub fn subcommands(name: &str) -> &'static [(&'static str, i32)] {
         }
         "config" => &[("get", -3), ("help", 2), ("resetstat", 2), ("set", -4)],
         "quorate" => &[
+            ("checkpoint", 2),
             ("help", 2),
             ("members", 3),
             ("read", 3),

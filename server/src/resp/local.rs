@@ -91,6 +91,10 @@ fn quorate<B: Backend>(
         word if is(word, "slot") => {
             writer.int(i64::try_from(backend.applied_slot()).unwrap_or(i64::MAX));
         }
+        word if is(word, "checkpoint") => match backend.begin_checkpoint() {
+            Ok(()) => writer.simple("Background saving started"),
+            Err(text) => writer.error(&format!("ERR {text}")),
+        },
         word if is(word, "read") => {
             session.freshness = match args.at(2) {
                 word if is(word, "linearizable") => Freshness::Linearizable,

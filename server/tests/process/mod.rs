@@ -428,6 +428,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
         timers: Default::default(),
         limits: Default::default(),
         rdma: Default::default(),
+        checkpoints: Default::default(),
     }
 }
 

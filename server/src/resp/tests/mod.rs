@@ -112,6 +112,10 @@ impl Backend for Single {
         17
     }
 
+    fn begin_checkpoint(&self) -> Result<(), String> {
+        Err("there are no checkpoints without replication".into())
+    }
+
     fn status_json(&self) -> String {
         "{\"role\":\"leader\"}".to_owned()
     }
