@@ -115,6 +115,7 @@ impl Mutant {
         Self::VoteWhenPoisoned,
         Self::ReadLocally,
         Self::DropSessions,
+        Self::DropSessionsOnSnapshot,
         Self::RejectInFlight,
         Self::BelieveTrailer,
         Self::BelieveRow,

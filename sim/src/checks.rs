@@ -11,7 +11,7 @@ use crate::random::Random;
 use crate::shape::Shape;
 use crate::spy::Spy;
 use quorate_consensus::{Ballot, Incarnation, NodeId, Paxos, Slot};
-use quorate_pmem_log::{Log, LogOptions, Recovered, SyncSteps};
+use quorate_pmem_log::{CheckpointStore, Log, LogOptions, Recovered, SyncSteps};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -144,10 +144,10 @@ impl Checks {
     ) -> Result<(), String> {
         self.probes += 1;
         let copy = medium.after_crash(Survival::Nothing, &mut Random::new(0));
-        let opened = open(copy, node, shape, Incarnation(1), &SyncSteps::default());
+        let opened = open(Arc::clone(&copy), node, shape, Incarnation(1), &SyncSteps::default());
         let (log, recovered) =
             opened.map_err(|error| format!("I9: a disk is unreadable: {error}"))?;
-        let checked = self.recovered(&log, &recovered, spy.promised, spy.vote);
+        let checked = self.recovered(copy, &log, &recovered, spy.promised, spy.vote);
         // The copy is not to be sealed: it is thrown away.
         drop(log);
         checked
@@ -159,6 +159,7 @@ impl Checks {
     /// What is wrong.
     pub(crate) fn recovered(
         &mut self,
+        copy: Arc<SimMedium>,
         log: &Log,
         recovered: &Recovered,
         told: Ballot,
@@ -173,7 +174,23 @@ impl Checks {
                 recovered.promised, vote.0
             ));
         }
-        if recovered.last_slot < vote.1 {
+        // What a checkpoint covers need not be in the log, and what the log has there need not be what
+        // was chosen (rule K4).
+        let store = CheckpointStore::open(copy, 2)
+            .map_err(|error| format!("I9: the checkpoints are unreadable: {error}"))?;
+        if let Some(bad) = store.bad().first() {
+            return Err(format!("I9: an undamaged checkpoint at {bad} is taken for damaged"));
+        }
+        let mut covered = Slot::ZERO;
+        for checkpoint in store.installed() {
+            store.verify(checkpoint).map_err(|error| format!("I9: {error}"))?;
+            covered = checkpoint.id.slot;
+            let digest = *self.digests.entry(covered.0).or_insert(checkpoint.id.digest);
+            if digest != checkpoint.id.digest {
+                return Err(format!("I14: the checkpoint at {covered} is of another history"));
+            }
+        }
+        if recovered.last_slot.max(covered) < vote.1 {
             return Err(format!(
                 "I9: the disk ends at slot {}, told was a vote for {}",
                 recovered.last_slot, vote.1
@@ -181,6 +198,9 @@ impl Checks {
         }
         let mut entries = Vec::new();
         let mut next = recovered.first_slot;
+        if covered > Slot::ZERO {
+            next = covered.next();
+        }
         loop {
             let before = entries.len();
             log.read(next, 1 << 20, &mut entries).map_err(|error| format!("I9: {error}"))?;

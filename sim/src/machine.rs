@@ -3,8 +3,9 @@
 
 use bytes::{BufMut, BytesMut};
 use quorate_check::{KvInput, KvOutput};
-use quorate_replica::{Context, StateMachine};
+use quorate_replica::{CheckpointView, Context, StateMachine};
 use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
 use crate::transport::lock;
@@ -271,6 +272,62 @@ impl StateMachine for SimMachine {
         reply.put_u64_le(context.slot.0);
         reply.put_u8(u8::from(held.is_some()));
         reply.put_slice(held.map_or(&[], Vec::as_slice));
+    }
+
+    fn checkpoint(&self) -> Option<Box<dyn CheckpointView>> {
+        Some(Box::new(SimView(self.image())))
+    }
+
+    fn restore(&mut self, image: &mut dyn Read) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        image.read_to_end(&mut bytes)?;
+        self.take_image(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// The state of a machine as bytes, in pieces.
+struct SimView(Vec<u8>);
+
+impl CheckpointView for SimView {
+    fn next_piece(&mut self, out: &mut BytesMut) -> bool {
+        let rest = self.0.split_off(self.0.len().min(300));
+        out.put_slice(&self.0);
+        self.0 = rest;
+        !self.0.is_empty()
+    }
+}
+
+impl SimMachine {
+    /// Little endian: slot u64, index u64, count of words u64 and the words of `seen` u64 each, then
+    /// for each key its number u8, the length of its value u32, and the value.
+    fn image(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for word in [self.slot, self.index as u64, self.seen.len() as u64].iter().chain(&self.seen)
+        {
+            out.put_u64_le(*word);
+        }
+        for (key, value) in &self.state {
+            out.put_u8(*key);
+            out.put_u32_le(value.len() as u32);
+            out.put_slice(value);
+        }
+        out
+    }
+
+    fn take_image(&mut self, mut image: &[u8]) -> Option<()> {
+        let mut word = || Some(u64::from_le_bytes(image.split_off(..8)?.try_into().ok()?));
+        self.slot = word()?;
+        self.index = word()? as usize;
+        let count = word()?;
+        self.seen = (0..count).map(|_| word()).collect::<Option<_>>()?;
+        self.state.clear();
+        while let Some((key, rest)) = image.split_first() {
+            image = rest;
+            let length = u32::from_le_bytes(image.split_off(..4)?.try_into().ok()?);
+            let value = image.split_off(..length as usize)?;
+            self.state.insert(*key, value.to_vec());
+        }
+        Some(())
     }
 }
 

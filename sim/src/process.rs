@@ -7,7 +7,7 @@ use crate::shape::Shape;
 use crate::spy::Spy;
 use quorate_consensus::{Ballot, Mistake, Nanos, NodeId, Slot, Whims};
 use quorate_pmem_log::SyncSteps;
-use quorate_replica::{Clock, Handle, Node, NodeOptions};
+use quorate_replica::{CheckpointSteps, Clock, Handle, Node, NodeOptions};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +24,10 @@ pub(crate) struct Process {
     pub(crate) steps: SyncSteps,
     /// A step of the sync thread is under way.
     pub(crate) syncing: bool,
+    /// The worker of its checkpoints.
+    pub(crate) checkpoints: CheckpointSteps,
+    /// A step of that worker is under way.
+    pub(crate) checkpointing: bool,
     /// What it tells others.
     pub(crate) spy: Arc<Mutex<Spy>>,
     /// No two processes of a run have the same.
@@ -157,6 +161,11 @@ pub(crate) fn options(index: usize, shape: &Shape, seed: u64, whims: &Whims) -> 
     options.window_slots_max = shape.window_slots_max;
     options.window_bytes_max = shape.window_bytes_max;
     options.cache_bytes_max = shape.cache_bytes_max;
+    options.checkpoint_log_bytes = 0;
+    options.checkpoint_slots = shape.checkpoint_slots;
+    options.checkpoint_interval = Duration::ZERO;
+    options.checkpoints_kept = shape.checkpoints_kept;
+    options.log_tail_bytes = shape.log_tail_bytes;
     options.mistake = Mistake::of(shape.mutant);
     options.whims = whims.clone();
     options

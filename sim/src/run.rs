@@ -7,7 +7,7 @@ use crate::plan::{self, Item};
 use crate::random::Random;
 use crate::shape::{MS, Shape};
 use crate::transport::lock;
-use crate::world::World;
+use crate::world::{World, note_checkpoints};
 use quorate_check::{History, Kv, Limits, Verdict, check};
 use quorate_consensus::Ballot;
 use quorate_consensus::buggify::Point;
@@ -107,6 +107,7 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
     for place in &world.places {
         let Some(process) = &place.process else { continue };
         world.empty_answers += lock(&process.spy).empty_answers;
+        note_checkpoints(&mut world.coverage, &process.node);
         let duplicates = process.node.status().counters.duplicates;
         if duplicates > 0 {
             world.coverage.inject(Row::F82);

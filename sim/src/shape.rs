@@ -23,6 +23,12 @@ pub(crate) struct Shape {
     pub(crate) profile: Profile,
     /// The log's segments.
     pub(crate) segment_bytes: u64,
+    /// A checkpoint after so many slots; 0 for none.
+    pub(crate) checkpoint_slots: u64,
+    /// Checkpoints kept.
+    pub(crate) checkpoints_kept: usize,
+    /// Of the log, whatever the checkpoints allow.
+    pub(crate) log_tail_bytes: u64,
     /// A sync takes so long on average.
     pub(crate) sync_mean: u64,
     /// See `NodeOptions`.
@@ -183,6 +189,9 @@ impl Shape {
             faults: random.between(0, 24) as usize,
             rates: (0..nodes).map(|_| random.between(rates.0, rates.1)).collect(),
             skews_ms: (0..nodes).map(|_| random.exponential(500)).collect(),
+            checkpoint_slots: random.pick(&[0, 10, 40, 40, 200]),
+            checkpoints_kept: random.pick(&[1, 2, 2]),
+            log_tail_bytes: random.pick(&[0, 0, 64 << 10]),
             disaster: false,
             mutant: None,
             whims: draw_whims(random),

@@ -34,6 +34,8 @@ pub(crate) enum Happening {
     Step(usize),
     /// The sync thread of a replica's life finishes a step.
     Sync(usize, u64),
+    /// The worker of a life's checkpoints finishes a piece of work.
+    Checkpoint(usize, u64),
     /// The network.
     Net(NetEvent),
     /// A fault begins.
@@ -272,6 +274,7 @@ impl World {
                 }
             }
             Happening::Sync(node, life) => self.sync(node, life),
+            Happening::Checkpoint(node, life) => self.checkpoint(node, life),
             Happening::Net(event) => {
                 let net = Arc::clone(&self.net);
                 let mut net = lock(&net);
@@ -364,6 +367,7 @@ impl World {
         }
         self.poll_clients(node);
         self.schedule_sync(node);
+        self.schedule_checkpoint(node);
         if self.places[node].process.is_none() {
             return;
         }
@@ -573,10 +577,40 @@ impl World {
         self.wake(node);
     }
 
+    /// Lets the worker of a replica's checkpoints work, if there is work.
+    fn schedule_checkpoint(&mut self, node: usize) {
+        let wait = self.random.exponential(2 * self.shape.sync_mean) + self.places[node].stall;
+        let now = self.now;
+        let Some(process) = &mut self.places[node].process else { return };
+        if process.checkpointing || !process.checkpoints.is_due() {
+            return;
+        }
+        process.checkpointing = true;
+        let life = process.life;
+        self.schedule(now + wait, Happening::Checkpoint(node, life));
+    }
+
+    fn checkpoint(&mut self, node: usize, life: u64) {
+        let Some(process) = &mut self.places[node].process else { return };
+        if process.life != life {
+            return;
+        }
+        process.checkpointing = false;
+        process.checkpoints.step();
+        self.schedule_checkpoint(node);
+        self.wake(node);
+    }
+
     /// The process dies, and with its machine as much of what was not synced as `survival` says.
     pub(crate) fn crash(&mut self, node: usize, survival: Survival) {
         let Some(process) = self.places[node].process.take() else { return };
         let power = survival != Survival::Everything;
+        note_checkpoints(&mut self.coverage, &process.node);
+        let checkpoints = process.node.status().checkpoints;
+        if checkpoints.taking_bytes.is_some() {
+            self.coverage.inject(Row::F69);
+            self.places[node].died_of.push(Row::F69);
+        }
         if power && process.syncing && self.random.chance(600_000) {
             // The sync thread was in the middle of it.
             let medium = &self.places[node].medium;
@@ -584,6 +618,12 @@ impl World {
             process.steps.step();
             self.coverage.inject(Row::F39);
             self.coverage.observe(Row::F39);
+        }
+        if power && process.checkpointing && self.random.chance(600_000) {
+            // So was the worker of its checkpoints: in a checkpoint, or in an installation.
+            let medium = &self.places[node].medium;
+            medium.control().kill_after(self.random.below(6));
+            process.checkpoints.step();
         }
         self.places[node].medium.control().kill();
         {
@@ -654,7 +694,8 @@ impl World {
         medium.control().spare();
         if !self.places[node].forgets {
             let (told, vote) = self.places[node].told;
-            let checked = self.checks.recovered(&log, &recovered, told, vote);
+            let copy = medium.after_crash(Survival::Everything, &mut Random::new(0));
+            let checked = self.checks.recovered(copy, &log, &recovered, told, vote);
             if let Err(what) = checked {
                 return self.fail(format!("{what} (replica {}, restarted)", node + 1));
             }
@@ -711,14 +752,34 @@ impl World {
         let machine = SimMachine::new(life, Arc::clone(&self.ledger));
         let options = options(node, &self.shape, self.random.word(), &self.whims);
         let made = Node::new(options, Box::new(transport), log, recovered, Box::new(machine));
+        let medium = Arc::clone(&self.places[node].medium);
         let product = match made {
             Ok(product) => product,
+            // The disk failed once more, in the middle of looking for checkpoints.
+            Err(_) if medium.control().excuses() => {
+                self.with_net(|net| net.stop(node));
+                let again = medium.after_crash(Survival::Subset, &mut self.random);
+                again.control().set_full(medium.control().is_full());
+                self.places[node].medium = again;
+                return self.schedule(self.now + 100 * MS, Happening::Restart(node));
+            }
             Err(error) => return self.fail(format!("replica {} cannot start: {error}", node + 1)),
         };
         let (handle, born) = (product.handle(), self.now);
         let seen = checks::Seen::default();
-        let process =
-            Process { node: product, handle, steps, syncing: false, spy, life, born, seen };
+        let checkpoints = product.checkpoint_steps();
+        let process = Process {
+            node: product,
+            handle,
+            steps,
+            syncing: false,
+            checkpoints,
+            checkpointing: false,
+            spy,
+            life,
+            born,
+            seen,
+        };
         self.places[node].process = Some(process);
         self.places[node].step_at = u64::MAX;
         self.say(|| format!("replica {} starts with slots {first} to {last}", node + 1));
@@ -729,5 +790,20 @@ impl World {
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("World").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// What a process did with checkpoints in its life.
+pub(crate) fn note_checkpoints(coverage: &mut Coverage, node: &Node) {
+    let checkpoints = node.status().checkpoints;
+    if checkpoints.taken + checkpoints.received >= 2 {
+        coverage.meet(Row::F66);
+    }
+    if checkpoints.received > 0 {
+        coverage.meet(Row::F70);
+        let applied = node.core().map_or(Slot::ZERO, |core| core.applied_slot());
+        if applied > checkpoints.newest_slot {
+            coverage.meet(Row::F71);
+        }
     }
 }

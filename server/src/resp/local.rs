@@ -92,7 +92,7 @@ fn quorate<B: Backend>(
             writer.int(i64::try_from(backend.applied_slot()).unwrap_or(i64::MAX));
         }
         word if is(word, "checkpoint") => match backend.begin_checkpoint() {
-            Ok(()) => writer.simple("Background saving started"),
+            Ok(()) => writer.ok(),
             Err(text) => writer.error(&format!("ERR {text}")),
         },
         word if is(word, "read") => {
