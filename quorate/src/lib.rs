@@ -25,6 +25,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Two more methods, [`StateMachine::checkpoint`] and [`StateMachine::restore`], let the log be trimmed;
+//! without them it keeps everything.
+//!
 //! What a reply means: the command is durable at a majority of the replicas (at the [`Durability`]
 //! they run with, which [`Replica::status`] shows) and applied here, exactly once, in the same order
 //! everywhere. Without a reply there is a [`Failure`], which says whether the command certainly did
@@ -42,8 +45,8 @@
 //! Members change while the cluster runs: [`Handle::change_members`], and [`Builder::join`] for a replica
 //! that is to be added.
 //!
-//! This crate does not take checkpoints yet, and
-//! does not protect its peer connections by encryption: keep the peer ports inside a trusted network.
+//! This crate does not protect its peer connections by encryption: keep the peer ports inside a
+//! trusted network.
 #![forbid(unsafe_code)]
 
 mod builder;
