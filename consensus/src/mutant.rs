@@ -115,7 +115,6 @@ impl Mutant {
         Self::VoteWhenPoisoned,
         Self::ReadLocally,
         Self::DropSessions,
-        Self::DropSessionsOnSnapshot,
         Self::RejectInFlight,
         Self::BelieveTrailer,
         Self::BelieveRow,
