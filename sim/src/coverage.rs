@@ -223,6 +223,21 @@ impl Coverage {
     }
 }
 
+/// What a process did with checkpoints in its life.
+pub(crate) fn note_checkpoints(coverage: &mut Coverage, node: &quorate_replica::Node) {
+    let checkpoints = node.status().checkpoints;
+    if checkpoints.taken + checkpoints.received >= 2 {
+        coverage.meet(Row::F66);
+    }
+    if checkpoints.received > 0 {
+        coverage.meet(Row::F70);
+        let applied = node.core().map(quorate_consensus::Paxos::applied_slot);
+        if applied > Some(checkpoints.newest_slot) {
+            coverage.meet(Row::F71);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

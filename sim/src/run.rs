@@ -1,13 +1,13 @@
 //! A run: the safety phase, the liveness phase, and what is checked at the end.
 
-use crate::coverage::{Coverage, Row};
+use crate::coverage::{Coverage, Row, note_checkpoints};
 use crate::disaster;
 use crate::medium::Survival;
 use crate::plan::{self, Item};
 use crate::random::Random;
 use crate::shape::{MS, Shape};
 use crate::transport::lock;
-use crate::world::{World, note_checkpoints};
+use crate::world::World;
 use quorate_check::{History, Kv, Limits, Verdict, check};
 use quorate_consensus::Ballot;
 use quorate_consensus::buggify::Point;

@@ -2,7 +2,7 @@
 
 use crate::checks::{self, Checks};
 use crate::clients::{Clients, Standing};
-use crate::coverage::{Coverage, Row};
+use crate::coverage::{Coverage, Row, note_checkpoints};
 use crate::machine::{Ledger, SimMachine};
 use crate::medium::Survival;
 use crate::network::{Net, NetEvent, QUEUE_BYTES_MAX};
@@ -790,20 +790,5 @@ impl World {
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("World").field("now", &self.now).finish_non_exhaustive()
-    }
-}
-
-/// What a process did with checkpoints in its life.
-pub(crate) fn note_checkpoints(coverage: &mut Coverage, node: &Node) {
-    let checkpoints = node.status().checkpoints;
-    if checkpoints.taken + checkpoints.received >= 2 {
-        coverage.meet(Row::F66);
-    }
-    if checkpoints.received > 0 {
-        coverage.meet(Row::F70);
-        let applied = node.core().map_or(Slot::ZERO, |core| core.applied_slot());
-        if applied > checkpoints.newest_slot {
-            coverage.meet(Row::F71);
-        }
     }
 }
