@@ -421,15 +421,7 @@ impl World {
         // In the liveness phase only what was left broken may still change: it is healed already
         // between replicas of the core.
         if !(self.core.contains(&from) && self.core.contains(&to)) {
-            // What waited since before the healing breaks off with its lanes: an answer to a pre-vote
-            // of long ago is known to depose a leader (docs/track-record.md, open).
-            let healed = !self.core.is_empty();
-            self.with_net(|net| {
-                if healed {
-                    net.break_off(from, to);
-                }
-                net.unblock(from, to);
-            });
+            self.with_net(|net| net.unblock(from, to));
         }
     }
 

@@ -403,16 +403,6 @@ impl Net {
         self.due.push((at, NetEvent::Break { a, b, lane, row, life }));
     }
 
-    /// The lanes between two replicas break, and what one sent to the other is lost.
-    pub(crate) fn break_off(&mut self, from: usize, to: usize) {
-        for lane in 0..2 {
-            let direction = &mut self.lane(from, to, lane).directions[usize::from(from > to)];
-            direction.queue.clear();
-            direction.bytes = 0;
-            self.fail(from, to, lane);
-        }
-    }
-
     /// Everything that `from` sent and that has not arrived is lost with its lanes.
     pub(crate) fn swallow(&mut self, from: usize) {
         for peer in (0..self.nodes()).filter(|peer| *peer != from) {

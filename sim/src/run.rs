@@ -12,6 +12,8 @@ use quorate_check::{History, Kv, Limits, Verdict, check};
 use quorate_consensus::Ballot;
 use quorate_consensus::buggify::Point;
 
+/// The longest call of a stalled storage.
+const STALL_NANOS: u64 = 1_000 * MS;
 /// How long the healed core may take, besides what its time-outs allow.
 const LIVENESS_NANOS: u64 = 10_000 * MS;
 
@@ -222,6 +224,9 @@ fn wait_for_convergence(world: &mut World) {
             }
         }
     }
+    // A call of a storage that stalled before the healing may take until now, and a leader that saw no
+    // progress of it has begun to hand over.
+    world.run_until(world.now + STALL_NANOS + 2 * world.shape.election_max);
     // A leader outside of the core has what broke there as a reason to go.
     let Some((ballot, leader)) = leader(world) else { return };
     let healthy = world.core.contains(&leader);

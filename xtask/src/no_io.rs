@@ -10,6 +10,7 @@
 //!    functions that compilers call by themselves (`memcpy`): no C function that does I/O;
 //! 4. where a target without an operating system is installed, it builds for that.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -175,11 +176,18 @@ fn foreign_calls(library: &Path) -> Result<Vec<String>, String> {
     }
     // Columns: number, value, size, type, binding, visibility, section, name.
     let columns = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let names = columns.filter_map(|columns| match columns[..] {
-        [_, _, _, _, _, _, "UND", name] => Some(name.to_owned()),
-        _ => None,
-    });
-    let mut calls: Vec<String> = names.filter(|name| !may_call(name)).collect();
+    let (mut calls, mut defined) = (Vec::new(), BTreeSet::new());
+    for columns in columns {
+        match columns[..] {
+            [_, _, _, _, _, _, "UND", name] => calls.push(name.to_owned()),
+            // An optimised library is several object files, which share constants without a Rust name.
+            [_, _, _, _, "GLOBAL", _, _, name] => {
+                defined.insert(name.to_owned());
+            }
+            _ => {}
+        }
+    }
+    calls.retain(|name| !may_call(name) && !defined.contains(name));
     calls.sort();
     calls.dedup();
     Ok(calls)

@@ -66,6 +66,9 @@ impl Paxos {
 
     fn begin_pre_vote(&mut self) {
         let ballot = self.next_ballot();
+        // Each attempt has a ballot of its own: an answer to an earlier one, held up on its way, may say
+        // yes to a leader that was dead then and is not now.
+        self.round_seen = ballot.round;
         let commit_slot = self.commit_slot;
         let granted = alloc::vec![(self.me(), self.acceptor.promised())];
         self.role = Role::PreCandidate(PreCandidate { ballot, granted });

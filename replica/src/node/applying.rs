@@ -50,7 +50,7 @@ impl Node {
     fn replay_from_log(&mut self) -> bool {
         let Some(core) = &self.core else { return false };
         let (first, commit) = (core.applied_slot().next(), core.commit_slot());
-        if first < core.log_first() {
+        if first < self.checkpoints.log_from {
             // A checkpoint of a peer is needed: what the log has there, if anything, is not to be used.
             return false;
         }
@@ -60,6 +60,10 @@ impl Node {
         if let Err(error) = self.log.read(first, bytes_max, &mut entries) {
             tracing::error!(slot = %first, %error, "a chosen slot cannot be read back");
             self.fail_log(&error);
+            return false;
+        }
+        if entries.first().is_none_or(|entry| entry.slot != first) {
+            // It is not there any more; here too a checkpoint of a peer has to help.
             return false;
         }
         let mut busy = false;

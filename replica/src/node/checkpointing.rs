@@ -26,8 +26,9 @@ pub(super) struct Checkpoints {
     pub(super) restoring: bool,
     /// Entries of the log below are not to be used.
     pub(super) log_from: Slot,
-    /// Who decides, as of the newest checkpoint that could be read at the start.
-    pub(super) configurations: Option<Configurations>,
+    /// The newest checkpoint whose beginning could be read at the start: its slot, and who decides as
+    /// of it.
+    pub(super) configurations: Option<(Slot, Configurations)>,
     /// Whoever asked for one and waits, for the next that is begun and for the one at hand.
     asked: Vec<CheckpointSender>,
     answering: Vec<CheckpointSender>,
@@ -58,7 +59,7 @@ impl Checkpoints {
             taking: false,
             restoring: false,
             log_from,
-            configurations: head.map(|head| head.configurations),
+            configurations: head.map(|head| (head.id.slot, head.configurations)),
             asked: Vec::new(),
             answering: Vec::new(),
             newest,

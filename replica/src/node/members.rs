@@ -21,11 +21,18 @@ impl Node {
         commit: Slot,
     ) -> Result<Configurations, LogError> {
         let kept = self.checkpoints.configurations.clone();
-        let mut known = kept.unwrap_or_else(|| Configurations::new(genesis.configuration.clone()));
-        let mut next = self.recovered.first_slot;
+        let (checkpoint, mut known) = kept
+            .unwrap_or_else(|| (Slot::ZERO, Configurations::new(genesis.configuration.clone())));
+        // What the checkpoint covers is not looked at: it may be damaged, and nobody needs it.
+        let mut next = self.recovered.first_slot.max(checkpoint.next());
         while next <= commit {
             let mut entries = Vec::new();
-            self.log.read(next, SEARCH_BYTES, &mut entries)?;
+            match self.log.read(next, SEARCH_BYTES, &mut entries) {
+                // Without the newest checkpoint and with damage behind the one before, the rest comes
+                // with a checkpoint of a peer; until then this replica has no vote.
+                Err(LogError::Damaged { .. }) => break,
+                read => read?,
+            }
             let Some(last) = entries.last() else { break };
             next = last.slot.next();
             for entry in entries.iter().filter(|entry| entry.slot <= commit) {
