@@ -81,6 +81,10 @@ impl RowFlags {
     pub const POISONED: u64 = 8;
     /// This replica votes, and does not want to lead at present.
     pub const UNWILLING: u64 = 16;
+    /// This replica rests: its heartbeat stands still until something happens.
+    pub const QUIET: u64 = 32;
+    /// This follower rested, has something to do, and needs to see that its leader lives.
+    pub const WANTS_SIGN: u64 = 64;
     /// Bits 8 to 15 hold the priority.
     pub(crate) const PRIORITY_SHIFT: u32 = 8;
 
@@ -117,6 +121,12 @@ impl core::fmt::Debug for RowFlags {
         ];
         for (bit, name) in names {
             f.write_str(if self.has(bit) { name } else { "-" })?;
+        }
+        if self.has(Self::QUIET) {
+            f.write_str("q")?;
+        }
+        if self.has(Self::WANTS_SIGN) {
+            f.write_str("w")?;
         }
         Ok(())
     }

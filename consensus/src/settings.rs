@@ -28,6 +28,9 @@ pub struct Settings {
     pub lease: Nanos,
     /// How far the rate of any replica's clock may be off, in millionths.
     pub clock_drift_ppm: u32,
+    /// A leader rests after so many heartbeats in which nothing happened, and its followers with it; 0:
+    /// never. See `paxos/quiet.rs`.
+    pub quiet_after: u32,
     /// Slots in flight: proposed and not known chosen.
     pub window_slots_max: u64,
     /// Payload bytes in flight.
@@ -58,6 +61,7 @@ impl Settings {
             priority: 100,
             lease: Nanos(0),
             clock_drift_ppm: 1_000,
+            quiet_after: 0,
             window_slots_max: 8192,
             window_bytes_max: 64 << 20,
             cache_bytes_max: 64 << 20,

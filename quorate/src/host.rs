@@ -16,6 +16,7 @@ fn shard_options(options: &mut NodeOptions) {
     options.window_bytes_max = 4 << 20;
     options.window_slots_max = 1024;
     options.cache_bytes_max = 1 << 20;
+    options.quiet_after = 8;
 }
 
 /// Threads that sync the logs of all shards.

@@ -40,6 +40,10 @@ pub struct NodeOptions {
     pub batch_bytes_max: usize,
     /// Bytes of the ring that each peer may write into; at least twice `command_bytes_max` is wise.
     pub ring_bytes: usize,
+    /// A leader stops its heartbeats after so many in which nothing happened, and its followers with it,
+    /// until something does; 0: never. For processes that hold many state machines: a leader that died
+    /// in the meantime is noticed when its link breaks or somebody wants something. Equal on all replicas.
+    pub quiet_after: u32,
     /// Slots in flight.
     pub window_slots_max: u64,
     /// Payload bytes in flight.
@@ -113,6 +117,7 @@ impl NodeOptions {
             priority: 100,
             may_lead: MayLead::default(),
             lease: Duration::ZERO,
+            quiet_after: 0,
             clock_drift_ppm: 1_000,
             request_timeout: Duration::from_secs(5),
             command_bytes_max: COMMAND_BYTES_MAX,

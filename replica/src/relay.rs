@@ -115,6 +115,10 @@ impl Relay {
         self.waiting.insert(self.arrivals, waiting);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     pub(crate) fn is_due(&self) -> bool {
         !self.due.is_empty()
     }

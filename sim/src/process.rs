@@ -152,6 +152,7 @@ pub(crate) fn options(index: usize, shape: &Shape, seed: u64, whims: &Whims) -> 
     options.heartbeat_interval = Duration::from_nanos(shape.heartbeat);
     options.election_timeout_min = Duration::from_nanos(shape.election_min);
     options.election_timeout_max = Duration::from_nanos(shape.election_max);
+    options.quiet_after = shape.quiet_after;
     options.lease = Duration::from_nanos(shape.lease);
     options.clock_drift_ppm = shape.clock_drift_ppm();
     options.request_timeout = Duration::from_nanos(shape.request_timeout);

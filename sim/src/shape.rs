@@ -37,6 +37,8 @@ pub(crate) struct Shape {
     pub(crate) election_min: u64,
     /// See `NodeOptions`.
     pub(crate) election_max: u64,
+    /// See `NodeOptions`: idle replicas rest.
+    pub(crate) quiet_after: u32,
     /// See `NodeOptions`; 0: no leases.
     pub(crate) lease: u64,
     /// The faults are those that leases are afraid of.
@@ -93,6 +95,7 @@ impl Shape {
     pub(crate) fn draw(seed: u64, kinds_known: usize) -> Self {
         let mut shape = Self::draw_plain(seed, kinds_known);
         shape.draw_lease(&mut Random::split(seed, 7));
+        shape.quiet_after = Random::split(seed, 9).pick(&[0, 0, 0, 1, 2, 8]);
         shape
     }
 
@@ -165,6 +168,7 @@ impl Shape {
             heartbeat,
             election_min,
             election_max: election_min * random.pick(&[2, 2, 3]),
+            quiet_after: 0,
             lease: 0,
             lease_storms: false,
             request_timeout: random.between(300, 2_000) * MS,

@@ -27,6 +27,7 @@ impl Paxos {
     /// [`Gap`]: the lane must be reset.
     pub fn on_accept(&mut self, now: Nanos, from: NodeId, accept: &mut Accept) -> Result<(), Gap> {
         self.advance(now);
+        self.follow_out_of_quiet();
         let ballot = accept.ballot;
         let promised = self.acceptor.promised();
         if ballot.node != from || accept.values.is_empty() {
@@ -104,6 +105,7 @@ impl Paxos {
         if let Role::Leader(_) = self.role {
             self.on_follower_row(from, row);
         }
+        self.row_and_quiet(from, before, row);
     }
 
     fn on_leader_row(&mut self, index: usize, row: Row) {

@@ -64,6 +64,11 @@ impl Paxos {
     }
 
     /// Live shipping is the normal way; this one starts when it has not helped for a while.
+    /// Whether others know more to be chosen.
+    pub(super) fn is_behind(&self) -> bool {
+        self.commit_slot < self.catch_up.target
+    }
+
     pub(super) fn on_catch_up_timer(&mut self) {
         if self.poisoned || self.commit_slot >= self.catch_up.target {
             self.catch_up.asked = None;

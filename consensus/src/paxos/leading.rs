@@ -99,6 +99,7 @@ impl Paxos {
     }
 
     pub(super) fn append(&mut self, value: Value) -> Slot {
+        self.end_quiet();
         let Role::Leader(leader) = &mut self.role else {
             unreachable!("only a leader appends; both callers checked it")
         };

@@ -7,6 +7,7 @@ mod checkpointing;
 mod electing;
 mod leading;
 mod lease;
+mod quiet;
 mod reading;
 mod repairing;
 mod transferring;
@@ -32,6 +33,7 @@ pub use transferring::TransferError;
 
 use catching_up::CatchUp;
 use lease::{Lease, Pulse};
+use quiet::Quiet;
 use reading::Reads;
 use repairing::Progress;
 use transferring::Watch;
@@ -94,6 +96,8 @@ pub(crate) struct Peer {
     pub(crate) heard_at: Option<Nanos>,
     /// `row` came by the link as it is now, so that its position is the one to ship from.
     pub(crate) row_is_current: bool,
+    /// The data lane works.
+    pub(crate) linked: bool,
     /// Something in our row changed that it should know at once.
     pub(crate) row_due: bool,
     /// Our heartbeat moved.
@@ -171,6 +175,7 @@ pub struct Paxos {
     repair: Option<Progress>,
     lease: Lease,
     watch: Watch,
+    quiet: Quiet,
     chance: Chance,
     messages: VecDeque<(NodeId, Message)>,
     held: VecDeque<(PersistNumber, NodeId, Message)>,
@@ -236,6 +241,7 @@ impl Paxos {
             repair: None,
             lease: Lease::default(),
             watch: Watch::default(),
+            quiet: Quiet::default(),
             messages: VecDeque::new(),
             held: VecDeque::new(),
             log_reads: VecDeque::new(),
@@ -255,6 +261,9 @@ impl Paxos {
     /// The time is `now`: do what is due. Called at least when [`Paxos::poll_timeout`] says.
     pub fn on_time(&mut self, now: Nanos) {
         self.advance(now);
+        if self.is_quiet() {
+            return;
+        }
         if self.now >= self.heartbeat_at {
             self.heartbeat += 1;
             self.heartbeat_at = self.now + self.settings.heartbeat_interval;
@@ -263,6 +272,7 @@ impl Paxos {
             }
             self.keep_lease();
             self.watch_leadership();
+            self.count_idle_beat();
         }
         if self.settings.whims.has(Point::ExtraRows) {
             self.mark_rows_due();
@@ -322,6 +332,7 @@ impl Paxos {
         if self.poisoned {
             return;
         }
+        self.end_quiet();
         self.poisoned = true;
         self.remembers = false;
         self.held.clear();
@@ -337,6 +348,7 @@ impl Paxos {
         if self.peer_index(from).is_none() {
             return;
         }
+        self.end_quiet();
         match message {
             Message::PreVote { ballot, commit_slot } => self.on_pre_vote(from, ballot, commit_slot),
             Message::PreVoteReply { ballot, granted, promised, incarnation } => {
@@ -379,6 +391,8 @@ impl Paxos {
     pub fn on_link_up(&mut self, now: Nanos, peer: NodeId) {
         self.advance(now);
         let Some(index) = self.peer_index(peer) else { return };
+        self.end_quiet();
+        self.peers[index].linked = true;
         // A ping of the peer's earlier life must not be answered in the new one, where it may be
         // counting from the beginning again.
         self.peers[index].ping_seen = 0;
@@ -399,6 +413,10 @@ impl Paxos {
     /// The data lane to `peer` failed: nothing is known of what was in flight.
     pub fn on_link_down(&mut self, now: Nanos, peer: NodeId) {
         self.advance(now);
+        self.end_quiet();
+        if let Some(index) = self.peer_index(peer) {
+            self.peers[index].linked = false;
+        }
         self.forget_reads_of(peer);
         self.give_up_catch_up_from(peer);
         if let Some(leader) = self.role.leader_mut() {
@@ -520,6 +538,12 @@ impl Paxos {
         }
         flags |= u64::from(self.settings.priority) << RowFlags::PRIORITY_SHIFT;
         flags |= u64::from(self.payload) << RowFlags::PAYLOAD_SHIFT;
+        if self.is_quiet() {
+            flags |= RowFlags::QUIET;
+        }
+        if self.wants_sign() {
+            flags |= RowFlags::WANTS_SIGN;
+        }
         Row {
             promised: self.acceptor.promised(),
             accepted_ballot,
@@ -718,6 +742,7 @@ impl Peer {
             row: Row::default(),
             heard_at: None,
             row_is_current: false,
+            linked: false,
             row_due: true,
             heartbeat_due: true,
             ping_seen: 0,

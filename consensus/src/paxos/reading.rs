@@ -54,6 +54,14 @@ impl Reads {
         self.newest_ping
     }
 
+    /// Whether a read waits for anything.
+    pub(super) fn any(&self) -> bool {
+        !self.waiting.is_empty()
+            || !self.aged.is_empty()
+            || self.confirming.is_some()
+            || self.forwarded.is_some()
+    }
+
     pub(super) fn note_ping(&mut self, ping: u64) {
         self.newest_ping = ping;
     }
@@ -85,7 +93,7 @@ impl Paxos {
     /// Asks for a linearizable read. [`Paxos::poll_read`] tells when the returned ticket may read;
     /// while no leader is known it waits.
     pub fn read_index(&mut self, now: Nanos) -> u64 {
-        self.advance(now);
+        self.rouse(now);
         self.reads.tickets += 1;
         self.reads.waiting.local = Some(self.reads.tickets);
         self.reads.tickets

@@ -58,7 +58,7 @@ impl Paxos {
     /// # Errors
     /// [`TransferError`]; then nothing happens.
     pub fn transfer(&mut self, now: Nanos, to: Option<NodeId>) -> Result<NodeId, TransferError> {
-        self.advance(now);
+        self.rouse(now);
         self.begin_transfer(to, false)
     }
 
@@ -109,6 +109,18 @@ impl Paxos {
             (priority, progress.matched, core::cmp::Reverse(progress.node))
         });
         rank.max().map(|(priority, _, node)| (priority, node.0))
+    }
+
+    /// Whether leadership is about to leave, or soon should.
+    pub(super) fn may_transfer(&self) -> bool {
+        self.role.leader().is_some_and(|leader| leader.transfer.is_some())
+            || self.best_successor().is_some_and(|(priority, _)| priority > self.settings.priority)
+    }
+
+    /// What was seen of the own progress before a rest says nothing.
+    pub(super) fn watch_anew(&mut self) {
+        let offered_until = self.watch.offered_until;
+        self.watch = Watch { offered_until, ..Watch::default() };
     }
 
     /// Whether proposals wait since leadership is about to leave.
@@ -174,6 +186,7 @@ impl Paxos {
     /// election; it votes as before.
     pub fn set_may_lead(&mut self, may_lead: bool) {
         if self.may_lead != may_lead {
+            self.end_quiet();
             self.may_lead = may_lead;
             self.mark_rows_due();
         }

@@ -350,6 +350,12 @@ impl Node {
             self.counters.failures += 1;
             return request.fail(Failure::Rejected(Reason::LogFailed));
         }
+        if !matches!(request, Request::Read { .. })
+            && let Some(core) = &mut self.core
+        {
+            // It may need another leader than the one that rests.
+            core.rouse(self.clock.now);
+        }
         match request {
             Request::Propose { .. } | Request::Group { .. } if self.log_full => {
                 self.counters.failures += 1;

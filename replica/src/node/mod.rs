@@ -297,6 +297,7 @@ impl Node {
         settings.election_timeout_max = nanos(self.options.election_timeout_max);
         settings.priority = self.options.priority;
         settings.lease = nanos(self.options.lease);
+        settings.quiet_after = self.options.quiet_after;
         settings.clock_drift_ppm = self.options.clock_drift_ppm;
         settings.window_slots_max = self.options.window_slots_max;
         settings.window_bytes_max = self.options.window_bytes_max;
@@ -455,8 +456,25 @@ impl Node {
         }
     }
 
+    /// Whether nobody waits for anything that only time could bring.
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+            && self.reads.is_empty()
+            && self.bounded_reads.is_empty()
+            && self.read_ready.is_empty()
+            && self.forwarded.is_empty()
+            && self.unappended.is_none()
+            && self.founding.is_none()
+            && self.log_failure.is_none()
+            && self.origin.in_flight() == 0
+            && !self.origin.is_due()
+            && self.relay.is_empty()
+            && !self.lanes.iter().any(|lanes| lanes.is_stranger() || lanes.introduction_due)
+    }
+
     fn next_turn(&self) -> Nanos {
-        let mut next = self.clock.now + CHECK_EVERY;
+        let resting = self.core.as_ref().is_some_and(Paxos::is_quiet) && self.is_idle();
+        let mut next = self.clock.now + if resting { REST } else { CHECK_EVERY };
         if let Some(core) = &self.core {
             next = next.min(core.poll_timeout());
             let deadline = self.machine.next_deadline_ms().filter(|_| core.role_is_leader());
@@ -488,6 +506,8 @@ const BATCH_OVERHEAD_BYTES: usize = 1024;
 /// Clocks that part by more from one turn to the next have jumped; what slewing does is far less.
 const CLOCK_JUMP_NANOS: i128 = 100_000_000;
 
+/// A replica that rests looks after itself this often.
+const REST: Nanos = Nanos::from_millis(60_000);
 /// Deadlines of requests and lost commands are looked at this often.
 const CHECK_EVERY: Nanos = Nanos::from_millis(20);
 
