@@ -251,6 +251,7 @@ impl Host {
             match order {
                 Order::Run(id, node, waker) => {
                     let leaving = Leaving(Arc::clone(node.shared()));
+                    node.drive_checkpoints();
                     // It may have been queued, and found nobody, before it came.
                     waker.queued.store(false, Ordering::Release);
                     let due = Nanos(0);

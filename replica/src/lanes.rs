@@ -107,6 +107,13 @@ impl Lanes {
         self.control_up && self.data_up && !(self.control_known && self.data_known)
     }
 
+    /// Whether something is to be done that no event will remind of.
+    pub(crate) fn want_a_look(&self) -> bool {
+        self.introduction_due
+            || self.is_stranger()
+            || self.data_up && (self.inbox_hint || self.row_hint || self.ring_reader.suspicious())
+    }
+
     /// Whether the peer should be told soon how much of its ring was read: a quarter of it waits.
     pub(crate) fn credit_is_due(&self, ring_bytes: usize) -> bool {
         self.ring_reader.consumed() - self.credit_told >= ring_bytes as u64 / 4

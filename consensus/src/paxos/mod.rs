@@ -291,6 +291,12 @@ impl Paxos {
         }
     }
 
+    /// The time is `now`, and nothing is due yet. For whoever asks for something that takes no time as an
+    /// argument ([`Paxos::propose`]): a replica that rested would take it for the time at which it began to.
+    pub fn note_time(&mut self, now: Nanos) {
+        self.advance(now);
+    }
+
     /// When [`Paxos::on_time`] must be called next, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Nanos {

@@ -75,6 +75,15 @@ impl Checkpoints {
         }
     }
 
+    /// Whether one is being taken, received or restored from, or waited for.
+    pub(super) fn is_busy(&self) -> bool {
+        self.taking
+            || self.restoring
+            || self.transfer.is_some()
+            || !self.asked.is_empty()
+            || !self.answering.is_empty()
+    }
+
     /// The slot of the newest checkpoint; 0 for none.
     pub(super) fn newest_slot(&self) -> Slot {
         self.newest.map_or(Slot::ZERO, |newest| newest.id.slot)

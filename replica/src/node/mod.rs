@@ -423,10 +423,12 @@ impl Node {
 
     fn on_time(&mut self) {
         let now = self.clock.now;
-        if let Some(core) = &mut self.core
-            && now >= core.poll_timeout()
-        {
-            core.on_time(now);
+        if let Some(core) = &mut self.core {
+            if now >= core.poll_timeout() {
+                core.on_time(now);
+            } else {
+                core.note_time(now);
+            }
         }
         if now.since(self.checked_at) >= CHECK_EVERY {
             self.checked_at = now;
@@ -469,7 +471,10 @@ impl Node {
             && self.origin.in_flight() == 0
             && !self.origin.is_due()
             && self.relay.is_empty()
-            && !self.lanes.iter().any(|lanes| lanes.is_stranger() || lanes.introduction_due)
+            && !self.checkpoints.is_busy()
+            // Without hints somebody has to look.
+            && self.transport.hints()
+            && !self.lanes.iter().any(Lanes::want_a_look)
     }
 
     fn next_turn(&self) -> Nanos {
