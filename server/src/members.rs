@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Progress is told this often.
 const TELL_EVERY: Duration = Duration::from_secs(2);
+/// How the leader refuses a change that changes nothing.
+const ALREADY_SO: &str = "the members are so already";
 /// A new voter may lack so many slots; the leader has its own limit, and the last word.
 const CAUGHT_UP_SLOTS: u64 = 512;
 
@@ -169,6 +171,10 @@ impl Asked {
             let Some(target) = make(&members) else { return Ok(members) };
             match admin::change_members(&address, &target.text()) {
                 Ok(None) => asked_at = Some(members.id),
+                // A status is a moment old: what was just changed is seen in the next one.
+                Ok(Some(refusal)) if refusal.contains(ALREADY_SO) => {
+                    self.wait(|| "the status does not show the change yet".into())?;
+                }
                 Ok(Some(refusal)) => match refusal.strip_prefix("TRYAGAIN ") {
                     Some(why) => self.wait(|| why.to_owned())?,
                     None => bail!("refused: {}", refusal.trim_start_matches("REFUSED ")),

@@ -53,13 +53,12 @@ impl Paxos {
     pub(super) fn continue_repair(&mut self) {
         match self.repair {
             None => {}
-            Some(Progress::Leader(before)) => {
-                if self.leader.is_some_and(|ballot| ballot > before) {
-                    let ticket = self.read_index(self.now);
-                    self.repair = Some(Progress::Barrier(ticket));
-                    self.start_reads();
-                }
+            Some(Progress::Leader(before)) if self.leader.is_some_and(|ballot| ballot > before) => {
+                let ticket = self.read_index(self.now);
+                self.repair = Some(Progress::Barrier(ticket));
+                self.start_reads();
             }
+            Some(Progress::Leader(_)) => {}
             Some(Progress::Barrier(_)) => self.start_reads(),
             Some(Progress::Through(slot)) => {
                 let durable = self.acceptor.vote().1;

@@ -1,9 +1,9 @@
 //! Many state machines over one transport: [`Trunk`] shares the links of a process among *shards*,
-//! and [`ShardTransport`] is a [`Transport`] to each of them.
+//! and [`ShardTransport`] is a [`Transport`](crate::Transport) to each of them.
 //!
 //! A shard's lanes are lives of their own on top of the links' lives: each end draws an *epoch* for
 //! each shard and peer and tells it (`hello`); the incarnation of a shard's lane mixes that of the link
-//! with both epochs. So a shard can start over with a peer ([`Transport::reset`]) while the others and
+//! with both epochs. So a shard can start over with a peer ([`Transport::reset`](crate::Transport::reset)) while the others and
 //! the link go on, and C5 holds: ring records and rows carry the incarnation, control messages a
 //! part of it.
 //!
@@ -15,7 +15,7 @@
 //! region          = shard << 18 | region       regions of a shard are below 2^18
 //! ```
 //!
-//! Isolation has one limit: [`Transport::revoke`] fails the data lane of a peer that writes on, and with
+//! Isolation has one limit: [`Transport::revoke`](crate::Transport::revoke) fails the data lane of a peer that writes on, and with
 //! it that of all shards. Nothing above revokes while a peer is a member.
 
 mod endpoint;
