@@ -1,4 +1,4 @@
-//! Shards with nothing to do cost nothing, and are there when they are wanted. In a file of its own, since
+//! Rule E11: shards with nothing to do cost nothing, and are there when they are wanted. In a file of its own, since
 //! it counts the processor time of its process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -63,6 +63,9 @@ impl World {
                 }
                 self.coverage.observe(Row::F30);
             }
+            // With the last copy of the founding document the cluster is gone, and what its members found
+            // then is another one: no oracle here speaks of that.
+            Fault::Wipe { node } if self.is_last_founder(node) => {}
             Fault::Wipe { node } => {
                 self.coverage.inject(Row::F58);
                 self.crash(node, Survival::Nothing);
@@ -70,6 +73,7 @@ impl World {
                 // A vote left only under a leader, so a quorum knows the founding document.
                 self.places[node].wiped |= self.places[node].told.1.1 > Slot::ZERO;
                 self.places[node].medium = crate::medium::SimMedium::new(self.shape.profile);
+                self.places[node].emptied = true;
                 self.forget(node);
                 self.places[node].refused = false;
             }
@@ -233,6 +237,11 @@ impl World {
         self.forget(node);
         self.say(|| format!("damage at replica {}: {what}", node + 1));
         true
+    }
+
+    /// Whether the disks of all others were emptied.
+    fn is_last_founder(&self, node: usize) -> bool {
+        self.places.iter().enumerate().all(|(other, place)| other == node || place.emptied)
     }
 
     /// The disk of `node` broke its word. In a safety run fewer than a quorum may: the last copy of

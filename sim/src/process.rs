@@ -67,6 +67,8 @@ pub(crate) struct Place {
     pub(crate) wiped: bool,
     /// Its present process lost what it may have voted for: it must not vote.
     pub(crate) forgot: bool,
+    /// Its disk was replaced by an empty one.
+    pub(crate) emptied: bool,
     /// Its log was damaged when its process started: what others had been told by then. It may vote
     /// only when that does not matter any more.
     pub(crate) damaged: Option<(Ballot, (Ballot, Slot))>,
@@ -101,6 +103,7 @@ impl Place {
             death: None,
             wiped: false,
             forgot: false,
+            emptied: false,
             damaged: None,
             died_of: Vec::new(),
             recovery_deaths: None,
