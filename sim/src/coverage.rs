@@ -107,7 +107,7 @@ rows! {
     F64 Elsewhere("tests of the media") "a medium that cannot keep its word",
     F65 Elsewhere("durable one-sided writes: no acknowledgement rests on them") "visible, and not durable",
     F66 Simulated "two checkpoints in a short time",
-    F67 Elsewhere("processes: process_checkpoint.rs") "a receiver of a checkpoint dies midway",
+    F67 Elsewhere("crash at each step: pmem-log/tests/checkpoint.rs") "a receiver of a checkpoint dies midway",
     F68 Elsewhere("crash at each step: pmem-log/tests/checkpoint.rs") "death at each step of an installation",
     F69 Simulated "death during a checkpoint",
     F70 Simulated "a follower that lags behind the trimmed log again and again",
