@@ -91,6 +91,10 @@ impl Backend for Single {
         Err("there is one replica".into())
     }
 
+    fn begin_checkpoint(&self) -> Result<(), String> {
+        Err("there is no replica".into())
+    }
+
     fn applied_slot(&self) -> u64 {
         0
     }

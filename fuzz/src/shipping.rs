@@ -328,7 +328,7 @@ fn row(input: &mut Input<'_>) -> Row {
         pong: input.edge(),
         lease_asked: input.edge() as u32,
         lease_granted: input.edge() as u32,
-        incarnation: quorate_consensus::Incarnation(input.edge()),
+        incarnation: Incarnation(input.edge()),
         flags: RowFlags(input.edge()),
     }
 }
