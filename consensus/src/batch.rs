@@ -192,7 +192,9 @@ impl SessionCommand {
             (3, 19) => {
                 item.advance(1);
                 let (session, owner) = (item.get_u64_le(), item.get_u16_le());
-                Some(Self::Open { session, owner, idle_ms: item.get_u64_le() })
+                // Without a limit there is a shorter form, and only one.
+                let idle_ms = Some(item.get_u64_le()).filter(|idle_ms| *idle_ms > 0)?;
+                Some(Self::Open { session, owner, idle_ms })
             }
             (2, 9) => {
                 item.advance(1);
@@ -264,5 +266,8 @@ mod tests {
             assert!(bytes.is_empty());
         }
         assert_eq!(SessionCommand::decode(b"\x03"), None);
+        let mut endless = [0; 19];
+        endless[..2].copy_from_slice(&[3, 7]);
+        assert_eq!(SessionCommand::decode(&endless), None, "one form for each command");
     }
 }

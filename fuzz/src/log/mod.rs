@@ -148,13 +148,16 @@ impl Scribe {
 
     /// The process dies, without a last word, and a new one opens the log.
     fn crash(&mut self) {
+        // What was not flushed may be nowhere yet, and the book does not keep account of that.
+        self.log.flush().expect("this medium does not fail");
         self.medium = FuzzMedium::new(self.book.profile, &self.medium.image());
         let (log, _) = open(&self.medium).expect("a log that nobody damaged opens");
         self.log = log;
     }
 
     fn finish(self, mode: u8) -> Book {
-        let Self { medium, log, mut book, .. } = self;
+        let Self { medium, mut log, mut book, .. } = self;
+        log.flush().expect("this medium does not fail");
         book.image = medium.image();
         if mode & 2 != 0 {
             log.close().expect("this medium does not fail");
