@@ -411,6 +411,8 @@ impl Net {
                     &mut self.lane(from, peer, lane).directions[usize::from(from > peer)];
                 direction.queue.clear();
                 direction.bytes = 0;
+                // A lane that lost something has failed (contract C1), also where its process goes on.
+                self.fail(from, peer, lane);
             }
         }
     }
