@@ -192,7 +192,15 @@ impl Node {
             .map_err(NodeError::Checkpoints)?;
         let log_from = store.log_from();
         let (steps, head) = CheckpointSteps::new(store, transport.waker());
-        let checkpoints = Checkpoints::new(steps, machine.checkpoint().is_some(), log_from, head);
+        let mut checkpoints =
+            Checkpoints::new(steps, machine.checkpoint().is_some(), log_from, head);
+        let covered = checkpoints.newest_slot();
+        if recovered.intact_through < covered {
+            // Above the intact part stands what may not be the newest that was accepted. Up to the
+            // checkpoint it counts as chosen and is never learned again: it is neither replayed nor
+            // given to a peer.
+            checkpoints.log_from = checkpoints.log_from.max(covered.next());
+        }
         let session = options.seed | 1;
         let latencies = Latencies::new();
         let status = reporting::initial_status(&options, &log, &latencies);
