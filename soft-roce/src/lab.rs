@@ -316,6 +316,15 @@ impl Lab {
         self.boot(&[host])
     }
 
+    /// Cuts the power of all hosts where it is on, and boots them together.
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn restart_all(&self) -> Result<()> {
+        self.hosts.iter().for_each(Host::kill);
+        self.boot(&self.hosts.iter().collect::<Vec<_>>())
+    }
+
     fn boot(&self, hosts: &[&Host]) -> Result<()> {
         let mut listeners = Vec::new();
         for host in hosts {

@@ -37,7 +37,7 @@ enum Hosts {
     Three,
 }
 
-const TESTS: [Test; 18] = [
+const TESTS: [Test; 20] = [
     (
         "program: output and exit code are passed through",
         Hosts::One,
@@ -56,6 +56,8 @@ const TESTS: [Test; 18] = [
     ("host: paused and resumed", Hosts::Three, three_hosts::pause),
     ("host: killed, disk and pmem survive", Hosts::Three, three_hosts::kill),
     ("cluster: redis-cli and redis-benchmark over tcp", Hosts::Three, cluster::redis_tcp),
+    ("cluster: the power of all is cut, on dax", Hosts::Three, cluster::power_cut_on_dax),
+    ("cluster: the power of one is cut, on emulated", Hosts::Three, cluster::power_cut_on_emulated),
     ("cluster: linearizable under faults over tcp", Hosts::Three, cluster::linearizable_tcp),
     ("cluster: records travel by rdma", Hosts::Three, cluster::redis_rdma),
     ("cluster: rdma lost and found", Hosts::Three, cluster::rdma_lost),
