@@ -238,7 +238,15 @@ impl Node {
 
     fn trim_log(&mut self) {
         let summary = self.checkpoints.steps.summary();
-        let Some(oldest) = summary.installed.first() else { return };
+        let installed = &summary.installed;
+        // A checkpoint that a peer reads is kept longer than others, and the log behind it, so that the
+        // peer need not begin again; but not more of the log than as much again as is kept anyway.
+        let (keep, log_bytes) =
+            (self.options.checkpoints_kept.max(1), self.options.checkpoint_log_bytes);
+        let own = log_bytes.saturating_mul(keep as u64).saturating_add(self.options.log_tail_bytes);
+        let held = log_bytes == 0 || self.log.disk_bytes() <= own.saturating_mul(2);
+        let surplus = if held { 0 } else { installed.len().saturating_sub(keep) };
+        let Some(oldest) = installed.get(surplus) else { return };
         if self.log_failure.is_some() {
             return;
         }
