@@ -57,6 +57,7 @@ mod group;
 mod index;
 mod inspect;
 mod log;
+mod look;
 mod medium;
 mod pool;
 mod read;
@@ -79,5 +80,6 @@ pub use inspect::{
     Cut, RecordSummary, Report, Truncation, export, inspect, inspect_on, truncation, verify,
 };
 pub use log::Log;
+pub use look::LogReader;
 pub use medium::{Area, FileMedium, MappedMedium, Medium, Profile, open_medium};
 pub use pool::SyncPool;

@@ -1,12 +1,14 @@
 //! Reading entries back.
 
 use crate::error::LogError;
-use crate::format::{HEADER_BYTES, Header, Kind};
-use crate::index::Place;
+use crate::format::{Geometry, HEADER_BYTES, Header, Kind};
+use crate::index::{Index, Place};
 use crate::log::Log;
+use crate::recovery::Segment;
 use crate::scan::read_what_is_there;
 use bytes::Bytes;
 use quorate_consensus::{Entry, Slot, Value};
+use std::collections::VecDeque;
 
 /// How much is read at a time where each read is a call into the system.
 const WINDOW_BYTES: usize = 64 << 10;
@@ -26,7 +28,35 @@ impl Log {
         bytes_max: usize,
         out: &mut Vec<Entry>,
     ) -> Result<(), LogError> {
-        let mut reader = Reader { log: self, window: Vec::new(), window_at: 0 };
+        let written = Written {
+            geometry: self.geometry,
+            segments: &self.segments,
+            index: &self.index,
+            log: Some(self),
+        };
+        written.read(first, bytes_max, out)
+    }
+}
+
+/// What entries are read from: an open log, or one that is only looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'a> {
+    pub(crate) geometry: Geometry,
+    pub(crate) segments: &'a VecDeque<Segment>,
+    pub(crate) index: &'a Index,
+    /// The log that may hold records which are not with the medium yet.
+    pub(crate) log: Option<&'a Log>,
+}
+
+impl Written<'_> {
+    /// As [`Log::read`].
+    pub(crate) fn read(
+        self,
+        first: Slot,
+        bytes_max: usize,
+        out: &mut Vec<Entry>,
+    ) -> Result<(), LogError> {
+        let mut reader = Reader { written: self, window: Vec::new(), window_at: 0 };
         let mut walk: Option<Walk> = None;
         let mut bytes = 0;
         let mut slot = first;
@@ -64,7 +94,7 @@ struct Walk {
 }
 
 struct Reader<'a> {
-    log: &'a Log,
+    written: Written<'a>,
     /// A piece of a segment that was read ahead.
     window: Vec<u8>,
     window_at: u64,
@@ -73,7 +103,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The place of the run's record at or before `slot`.
     fn find(&self, slot: Slot) -> Result<Option<Walk>, LogError> {
-        let Some(run) = self.log.index.find(slot) else { return Ok(None) };
+        let Some(run) = self.written.index.find(slot) else { return Ok(None) };
         match run.place {
             Place::Stands { position, .. } => Ok(Some(Walk { position, last: run.last })),
             Place::Damaged => Err(LogError::Damaged { slot, what: "its newest record was lost" }),
@@ -106,7 +136,7 @@ impl Reader<'_> {
 
     /// The header at `position`, or, if a batch ended there, the first of the next batch.
     fn header(&mut self, position: u64, slot: Slot) -> Result<(u64, Header), LogError> {
-        let geometry = self.log.geometry;
+        let geometry = self.written.geometry;
         let aligned = geometry.align_up(position);
         for at in [position, aligned] {
             let room = geometry.segment_bytes - geometry.offset(at);
@@ -133,13 +163,14 @@ impl Reader<'_> {
     }
 
     fn fill(&mut self, position: u64, into: &mut [u8]) -> Result<(), LogError> {
-        let geometry = self.log.geometry;
+        let geometry = self.written.geometry;
         let (number, offset) = (geometry.number(position), geometry.offset(position));
-        if let Some(bytes) = self.log.unwritten(number, offset, into.len()) {
+        let log = self.written.log;
+        if let Some(bytes) = log.and_then(|log| log.unwritten(number, offset, into.len())) {
             into.copy_from_slice(bytes);
             return Ok(());
         }
-        if self.log.reads_ahead() && into.len() <= WINDOW_BYTES / 2 {
+        if log.is_none_or(Log::reads_ahead) && into.len() <= WINDOW_BYTES / 2 {
             let start = position.checked_sub(self.window_at).map(|start| start as usize);
             let inside = start.filter(|start| start + into.len() <= self.window.len());
             let start = match inside {
@@ -159,7 +190,7 @@ impl Reader<'_> {
     }
 
     fn load(&mut self, number: u64, offset: u64, length: usize) -> Result<(), LogError> {
-        let room = self.log.geometry.segment_bytes - offset;
+        let room = self.written.geometry.segment_bytes - offset;
         let mut window = std::mem::take(&mut self.window);
         window.resize(length.min(usize::try_from(room).unwrap_or(usize::MAX)), 0);
         self.area(number, |area| read_what_is_there(area, offset, &mut window))?;
@@ -172,12 +203,12 @@ impl Reader<'_> {
         number: u64,
         act: impl FnOnce(&dyn crate::medium::Area) -> std::io::Result<()>,
     ) -> Result<(), LogError> {
-        let first = self.log.segments.front().map_or(0, |segment| segment.number);
+        let first = self.written.segments.front().map_or(0, |segment| segment.number);
         let index = number.checked_sub(first).and_then(|index| usize::try_from(index).ok());
-        let segment = index.and_then(|index| self.log.segments.get(index));
+        let segment = index.and_then(|index| self.written.segments.get(index));
         let segment = segment.filter(|segment| segment.number == number);
-        let segment =
-            segment.or_else(|| self.log.segments.iter().find(|segment| segment.number == number));
+        let segment = segment
+            .or_else(|| self.written.segments.iter().find(|segment| segment.number == number));
         let area = segment.and_then(|segment| segment.area.as_ref());
         let unreadable = |what: String| LogError::Unreadable { what: what.into() };
         let area = area.ok_or_else(|| unreadable(format!("segment {number} is missing")))?;

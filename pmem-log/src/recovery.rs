@@ -1,6 +1,6 @@
 //! Opening: format an empty place, or find out what a log holds.
 
-use crate::api::{Damage, Durability, LogOptions, Recovered};
+use crate::api::{Boot, Damage, Durability, Identity, LogOptions, MediumKind, Recovered};
 use crate::checkpoint::is_checkpoint;
 use crate::error::OpenError;
 use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX};
@@ -73,6 +73,43 @@ pub(crate) fn open(
     opened.recovered.outlived = outlived;
     opened.recovered.promise_certain &= !outlived;
     Ok(opened)
+}
+
+/// What a log holds, without a change to it.
+pub(crate) struct Looked {
+    pub(crate) geometry: Geometry,
+    pub(crate) kind: MediumKind,
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) index: Index,
+    pub(crate) recovered: Recovered,
+}
+
+/// Reads what a log holds. Nothing on the medium is changed.
+pub(crate) fn look(medium: &Arc<dyn Medium>) -> Result<Looked, OpenError> {
+    let names = medium.names().map_err(|source| refused(medium, "list", "", source))?;
+    if !names.iter().any(|name| name == superblock::NAME) {
+        let found = names.first().map_or("no superblock", String::as_str).to_owned();
+        return Err(OpenError::NotALog { directory: medium.path(""), found });
+    }
+    let superblock = SuperblockStore::open(medium.as_ref())?.current;
+    let geometry = geometry(&superblock);
+    let (present, _) = list(medium, &superblock, &names)?;
+    let found = Found::read(medium, geometry, &superblock, &present, Mistake::default())
+        .map_err(|source| refused(medium, "read", "", source))?;
+    let mut recovered = found.recovered(superblock.identity());
+    let kind = superblock.kind;
+    if kind.durability() < Durability::PowerFailure {
+        recovered.outlived = superblock.boot != Boot::current()?;
+        recovered.promise_certain &= !recovered.outlived;
+    }
+    let segments = present.into_iter().zip(found.last_slots);
+    let segment = |(at, last_slot): (Present, Slot)| Segment {
+        number: at.number,
+        area: Some(at.area),
+        last_slot,
+    };
+    let segments = segments.map(segment).collect();
+    Ok(Looked { geometry, kind, segments, index: found.index, recovered })
 }
 
 /// Whether the machine was started again since the log was made, and the log was not made to survive
@@ -275,6 +312,23 @@ impl Found {
         Ok(found)
     }
 
+    /// What it comes to, for whoever asked.
+    fn recovered(&self, identity: Identity) -> Recovered {
+        let last_slot = self.index.last().unwrap_or(Slot::ZERO);
+        Recovered {
+            identity,
+            promised: self.promised,
+            promise_certain: !self.tail.ends_damaged,
+            outlived: false,
+            commit_slot: self.commit_slot,
+            intact_through: self.index.first_damaged().map_or(last_slot, Slot::previous),
+            first_slot: self.index.first().unwrap_or(last_slot.next()),
+            last_slot,
+            end: self.tail.verdict(),
+            damaged: self.damaged.clone(),
+        }
+    }
+
     fn finish(
         self,
         medium: &Arc<dyn Medium>,
@@ -284,7 +338,7 @@ impl Found {
     ) -> Result<Opened, OpenError> {
         let mut segments: VecDeque<Segment> = present
             .into_iter()
-            .zip(self.last_slots)
+            .zip(self.last_slots.iter().copied())
             .map(|(at, last_slot)| Segment { number: at.number, area: Some(at.area), last_slot })
             .collect();
         let end = self.tail.end;
@@ -300,19 +354,7 @@ impl Found {
             (epoch, identity)
         };
         let offset = cursor(medium, geometry, &keeper, &mut segments, end)?;
-        let last_slot = self.index.last().unwrap_or(Slot::ZERO);
-        let recovered = Recovered {
-            identity,
-            promised: self.promised,
-            promise_certain: !self.tail.ends_damaged,
-            outlived: false,
-            commit_slot: self.commit_slot,
-            intact_through: self.index.first_damaged().map_or(last_slot, Slot::previous),
-            first_slot: self.index.first().unwrap_or(last_slot.next()),
-            last_slot,
-            end: self.tail.verdict(),
-            damaged: self.damaged,
-        };
+        let recovered = self.recovered(identity);
         let mut index = self.index;
         // Behind the end there may be junk, up to the next boundary: what is appended now does not
         // follow the last record in a way that a reader may walk.

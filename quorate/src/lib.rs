@@ -66,7 +66,8 @@ pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{
     CheckpointStatus, CheckpointTaken, CheckpointView, Consistency, Context, Counters, Failure,
     GroupOutcome, Handle, Latencies, MayLead, NOTIFICATIONS_MAX, Node, NodeError, NodeOptions,
-    Notification, PeerStatus, Pending, PendingGroup, Reason, Replier, Runner, StateMachine, Status,
+    Notification, PeerStatus, Pending, PendingGroup, Reason, Replay, ReplayError, Replayed,
+    Replier, Runner, StateMachine, Status,
 };
 pub use quorate_transport::{self as transport, Transport};
 #[cfg(feature = "rdma")]

@@ -27,6 +27,7 @@ mod node;
 mod options;
 mod origin;
 mod relay;
+mod replay;
 mod runner;
 mod status;
 
@@ -40,6 +41,7 @@ pub use machine::{CheckpointView, Context, REPLY_BYTES_MAX, StateMachine};
 pub use node::{Clock, Node, NodeError, Turn};
 pub use options::{MayLead, NodeOptions};
 pub use relay::{GROUPS_MAX, GroupOutcome};
+pub use replay::{Replay, ReplayError, Replayed};
 pub use runner::Runner;
 pub use status::{
     CheckpointStatus, CheckpointTaken, Counters, Latencies, PeerStatus, Receiving, Status,

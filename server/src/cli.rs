@@ -45,6 +45,9 @@ pub enum Command {
     /// Looks at a log without changing it.
     #[command(subcommand)]
     Log(LogCommand),
+    /// Shows or exports the state that a stopped replica's directory holds, as of a slot. Writes
+    /// nothing to it.
+    Replay(ReplayArgs),
     /// Hands leadership to another replica, without a stop. Exit code 0: it leads; 1: it does not.
     Transfer(TransferArgs),
     /// Measures a cluster of three processes on this machine.
@@ -277,6 +280,23 @@ pub struct LogArgs {
     /// The directory of one replica's log.
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
+}
+
+/// `quorate replay`
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// The directory of one replica's log, with its checkpoints.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The last slot that is applied; without it, the last one that the directory knows to be chosen.
+    #[arg(long, value_name = "SLOT")]
+    pub to: Option<u64>,
+    /// Prints the digest behind each slot: where two replicas part, their first different line says.
+    #[arg(long)]
+    pub slots: bool,
+    /// Writes all keys to this file, as one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
 }
 
 /// `quorate bench`

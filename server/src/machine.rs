@@ -16,6 +16,12 @@ impl KvMachine {
     pub fn new(limits: Limits) -> Self {
         Self { store: Store::new(limits) }
     }
+
+    /// The store as it is.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
 }
 
 /// A store as it was, on its way into a checkpoint.

@@ -5,7 +5,7 @@ use clap::Parser;
 use quorate_server::cli::{Cli, Command, LogFormat};
 use quorate_server::config::Config;
 use quorate_server::{
-    bench, checkpoint, cluster, doctor, log_command, members, serve, status, transfer,
+    bench, checkpoint, cluster, doctor, log_command, members, replay, serve, status, transfer,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -46,6 +46,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Member(command) => members::run(command),
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Log(command) => log_command::run(command),
+        Command::Replay(args) => replay::run(args),
         Command::Transfer(args) => transfer::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),

@@ -130,6 +130,15 @@ impl CheckpointStore {
     /// # Errors
     /// What the medium says.
     pub fn open(medium: Arc<dyn Medium>, keep: usize) -> io::Result<Self> {
+        Self::find(medium, keep, true)
+    }
+
+    /// Finds what is there, for reading: nothing is changed.
+    pub(crate) fn look(medium: Arc<dyn Medium>) -> io::Result<Self> {
+        Self::find(medium, usize::MAX, false)
+    }
+
+    fn find(medium: Arc<dyn Medium>, keep: usize, tidy: bool) -> io::Result<Self> {
         let mut store = Self {
             medium,
             keep: keep.max(1),
@@ -146,8 +155,8 @@ impl CheckpointStore {
                 Some(parts::Name::Part(slot, _)) => {
                     slots.entry(slot).or_default();
                 }
-                Some(parts::Name::Unfinished) => store.medium.remove(name)?,
-                None => {}
+                Some(parts::Name::Unfinished) if tidy => store.medium.remove(name)?,
+                Some(parts::Name::Unfinished) | None => {}
             }
         }
         for (slot, certified) in slots {
@@ -164,6 +173,9 @@ impl CheckpointStore {
                         store.bad.push(slot);
                     }
                 }
+                continue;
+            }
+            if !tidy {
                 continue;
             }
             if let Some((left, _)) = store.partial.take() {

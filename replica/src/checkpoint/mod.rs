@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use image::IMAGE_PIECE_BYTES;
-pub(crate) use image::{Head, Source};
+pub(crate) use image::{Head, Source, read_state};
 use worker::Worker;
 
 /// Requests of peers for blocks that wait to be read; one beyond it is dropped, and asked again.

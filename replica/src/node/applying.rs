@@ -4,6 +4,7 @@ use super::Node;
 use crate::arena;
 use crate::front::{Failure, Reason};
 use crate::machine::{Context, REPLY_BYTES_MAX};
+use crate::replay::chained;
 use bytes::{Buf, Bytes};
 use quorate_consensus::batch::{
     CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
@@ -106,11 +107,7 @@ impl Node {
     }
 
     fn chain(&mut self, word: u64) {
-        // The finaliser of SplitMix64: a difference anywhere changes all that follows.
-        let mut z = (self.digest ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        self.digest = z ^ (z >> 31);
+        self.digest = chained(self.digest, word);
     }
 
     fn apply_group(&mut self, slot: Slot, group: &Group) {

@@ -171,6 +171,12 @@ impl Store {
         })
     }
 
+    /// Every key with its value and its deadline (0 for none), in no order that means anything.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], &[u8], u64)> {
+        let entries = self.buckets.iter().flat_map(|bucket| bucket.entries());
+        entries.map(|entry| (&entry.key[..], entry.value.bytes(), entry.deadline_ms))
+    }
+
     /// Removes every key.
     pub(super) fn clear(&mut self) {
         self.buckets = vec![Arc::default(); BUCKETS];
