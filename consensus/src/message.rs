@@ -83,7 +83,7 @@ impl RowFlags {
     pub const UNWILLING: u64 = 16;
     /// This replica rests: its heartbeat stands still until something happens.
     pub const QUIET: u64 = 32;
-    /// This follower rested, has something to do, and needs to see that its leader lives.
+    /// This follower does not rest, its leader does: it needs to see that the leader lives.
     pub const WANTS_SIGN: u64 = 64;
     /// Bits 8 to 15 hold the priority.
     pub(crate) const PRIORITY_SHIFT: u32 = 8;

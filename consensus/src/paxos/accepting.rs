@@ -27,7 +27,7 @@ impl Paxos {
     /// [`Gap`]: the lane must be reset.
     pub fn on_accept(&mut self, now: Nanos, from: NodeId, accept: &mut Accept) -> Result<(), Gap> {
         self.advance(now);
-        self.follow_out_of_quiet();
+        self.end_quiet();
         let ballot = accept.ballot;
         let promised = self.acceptor.promised();
         if ballot.node != from || accept.values.is_empty() {

@@ -78,6 +78,7 @@ impl Paxos {
             Some((_, give_up_at)) if self.now < give_up_at => {}
             Some((asked, _)) => {
                 self.catch_up.asked = None;
+                self.note_no_help(asked, self.commit_slot.next());
                 let source = self.catch_up_source(Some(asked));
                 if let Some(source) = source.or_else(|| self.if_it_reaches(asked)) {
                     self.ask(source);
@@ -114,6 +115,14 @@ impl Paxos {
         let within = self.settings.election_timeout_min;
         let ahead = |peer: &&super::Peer| peer.row.commit_slot > self.commit_slot;
         self.peers.iter().filter(ahead).filter(move |peer| self.hears(peer, within))
+    }
+
+    /// `peer` was asked for `slot` and did not give it. It is asked again in its turn; but that it may have
+    /// the slot is no reason any more to wait for it (rule K6).
+    fn note_no_help(&mut self, peer: NodeId, slot: Slot) {
+        if let Some(index) = self.peer_index(peer) {
+            self.peers[index].no_help_from = slot;
+        }
     }
 
     /// `source`, unless its log begins above what we lack, as it said.
@@ -160,13 +169,18 @@ impl Paxos {
         if first > last || first >= self.acceptor.window.first() {
             let entries = self.acceptor.window.entries(first, last, bytes_max as usize);
             self.reply_to_catch_up(from, first, entries);
-        } else if first < self.log_first {
-            // Trimmed, or passed over by a checkpoint: what stands there need not be chosen.
+        } else if first < self.log_first || self.poisoned && !self.all_is_durable() {
+            // Trimmed, or passed over by a checkpoint: what stands there need not be chosen. Or nothing
+            // becomes durable any more, so that a read of this log would wait for ever.
             self.reply_to_catch_up(from, first, Vec::new());
         } else if self.log_reads.len() < LOG_READS_MAX {
             let read = LogRead { to: from, first, last, bytes_max };
             self.log_reads.push_back((self.acceptor.emitted(), read));
         }
+    }
+
+    fn all_is_durable(&self) -> bool {
+        self.acceptor.durable_through() >= self.acceptor.emitted()
     }
 
     /// The log was read for a peer; `entries` are consecutive from `read.first` and may be none.
@@ -216,6 +230,9 @@ impl Paxos {
         self.note_chosen_elsewhere(commit_slot);
         if let Some(index) = self.peer_index(from) {
             self.peers[index].log_first = log_first;
+        }
+        if self.commit_slot == before && first == before.next() {
+            self.note_no_help(from, first);
         }
         if asked {
             self.catch_up.asked = None;

@@ -69,7 +69,7 @@ impl Paxos {
     }
 
     /// Whether only a checkpoint of a peer helps this replica on, at this slot or above: what the state
-    /// machine needs next is in nobody's log, as far as this replica was told.
+    /// machine needs next is in nobody's log, as far as this replica was told and has tried.
     #[must_use]
     pub fn snapshot_wanted(&self) -> Option<Slot> {
         if self.poisoned || matches!(self.role, Role::Leader(_)) {
@@ -80,9 +80,11 @@ impl Paxos {
             return Some(self.log_first.previous());
         }
         let first = self.commit_slot.next();
-        let mut ahead = self.peers_ahead().peekable();
-        let is_behind = ahead.peek().is_some() && ahead.all(|peer| peer.log_first > first);
-        is_behind.then_some(first)
+        // A peer that may have the slot and does not give it (its log failed, its disk hangs) is asked on,
+        // but must not keep this replica from the checkpoint of one that trimmed its log.
+        let trimmed = self.peers_ahead().any(|peer| peer.log_first > first);
+        let mut others = self.peers_ahead().filter(|peer| peer.log_first <= first);
+        (trimmed && others.all(|peer| peer.no_help_from == first)).then_some(first)
     }
 
     /// Who may have a checkpoint that reaches `at_least`: whoever knows so much to be chosen and

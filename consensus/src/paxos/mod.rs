@@ -112,6 +112,8 @@ pub(crate) struct Peer {
     pub(crate) leaves_at: Option<Nanos>,
     /// The lowest slot that its log can give, as it said last.
     pub(crate) log_first: Slot,
+    /// It was asked for this slot and gave nothing, or did not answer in time.
+    pub(crate) no_help_from: Slot,
 }
 
 /// An asked-for read of this replica's log, for a peer's catch-up.
@@ -342,6 +344,9 @@ impl Paxos {
         self.poisoned = true;
         self.remembers = false;
         self.held.clear();
+        // What waits for a flush waits for ever now: whoever asked is to ask another one.
+        let durable = self.acceptor.durable_through();
+        self.log_reads.retain(|(after, _)| *after <= durable);
         if !matches!(self.role, Role::Follower) {
             self.step_down("its log failed");
         }
@@ -405,6 +410,7 @@ impl Paxos {
         self.peers[index].lease_granted = 0;
         self.peers[index].pulse = Pulse::default();
         self.peers[index].log_first = Slot::ZERO;
+        self.peers[index].no_help_from = Slot::ZERO;
         self.peers[index].row_is_current = false;
         self.peers[index].row_due = true;
         self.forget_reads_of(peer);
@@ -756,6 +762,7 @@ impl Peer {
             pulse: Pulse::default(),
             leaves_at: None,
             log_first: Slot::ZERO,
+            no_help_from: Slot::ZERO,
         }
     }
 

@@ -8,8 +8,8 @@
 //!   says the same, and nothing moved for some heartbeats. Its last row says so.
 //! * A follower is quiet when the leader's row says so and it knows all that the leader knows.
 //! * Anything that arrives or is asked for ends it, but for rows that say nothing new: they may have crossed
-//!   the leader's last one. A follower that stopped for a reason of its own asks for a sign of the leader, in
-//!   its rows; one that stopped because the leader did does not, or the two would wake each other for ever.
+//!   the leader's last one. A follower that is up while its leader's last row says that it rests asks for a
+//!   sign of it, in its rows; one that is up because the leader is does not, or the two would wake each other for ever.
 //! * Time that passed meanwhile counts for nothing: all waits begin anew.
 
 use super::{Paxos, lease::Pulse};
@@ -20,8 +20,6 @@ use crate::{Nanos, NodeId, Row, RowFlags, Slot};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quiet {
     on: bool,
-    /// At a follower: it stopped resting by itself, and needs a sign of the leader.
-    wants_sign: bool,
     /// The next heartbeat comes at once and counts for nothing.
     skip_beat: bool,
     /// Heartbeats in which nothing happened.
@@ -44,19 +42,23 @@ impl Paxos {
         self.end_quiet();
     }
 
-    /// Whether this follower's rows ask for a sign of the leader.
+    /// Whether this follower's rows ask for a sign of the leader: one that rests would seem dead to it, and
+    /// to whoever asks it for a pre-vote.
     pub(super) fn wants_sign(&self) -> bool {
-        self.quiet.wants_sign
+        !self.quiet.on && !self.role_is_leader() && self.leader_rests()
     }
 
-    /// Something happened here.
+    /// Whether the last row of the leader that this replica follows says that it rests.
+    fn leader_rests(&self) -> bool {
+        let row = self.leader.and_then(|ballot| Some((ballot, self.peer_index(ballot.node)?)));
+        row.is_some_and(|(ballot, index)| {
+            let row = &self.peers[index].row;
+            row.promised == ballot && row.flags.has(RowFlags::LEADING | RowFlags::QUIET)
+        })
+    }
+
+    /// Something happened: here, or at the leader.
     pub(super) fn end_quiet(&mut self) {
-        self.quiet.wants_sign |= self.quiet.on && !self.role_is_leader();
-        self.follow_out_of_quiet();
-    }
-
-    /// Something happened at the leader.
-    pub(super) fn follow_out_of_quiet(&mut self) {
         self.quiet.idle_beats = 0;
         if !self.quiet.on {
             return;
@@ -114,7 +116,7 @@ impl Paxos {
             && !self.reads.any()
             && !self.is_behind()
             && !self.poisoned
-            && self.may_lead
+            && (self.may_lead || !self.role_is_leader())
             && !self.may_transfer()
     }
 
@@ -149,23 +151,24 @@ impl Paxos {
         }
         if self.leader() == Some(from) {
             if !row.flags.has(RowFlags::QUIET) || !leads {
-                self.follow_out_of_quiet();
-                self.quiet.wants_sign = false;
+                self.end_quiet();
             }
         } else if leads || row.promised > self.acceptor.promised() {
             self.end_quiet();
         }
-        let of_leader = row.flags.has(RowFlags::LEADING | RowFlags::QUIET)
-            && self.leader == Some(row.promised)
-            && row.promised.node != self.settings.node;
-        if of_leader
-            && self.settings.quiet_after > 0
-            && !self.quiet.on
+        let of_leader = self.leader() == Some(from) && self.leader_rests();
+        if !of_leader || self.quiet.on {
+            return;
+        }
+        if self.settings.quiet_after > 0
             && matches!(self.role, Role::Follower)
             && row.commit_slot == self.commit_slot
             && self.nothing_to_do()
         {
             self.begin_quiet();
+        } else if let Some(index) = self.peer_index(from) {
+            // It does not rest: the leader is to know soon that it must not either.
+            self.peers[index].row_due = true;
         }
     }
 }

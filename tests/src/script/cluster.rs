@@ -43,6 +43,8 @@ pub struct Options {
     pub lease: Nanos,
     /// See [`Settings::clock_drift_ppm`].
     pub clock_drift_ppm: u32,
+    /// See [`Settings::quiet_after`].
+    pub quiet_after: u32,
     /// Rows in flight on one lane: more than one lets a reader see old ones late.
     pub rows_max: usize,
 }
@@ -63,6 +65,7 @@ impl Options {
             prefers: None,
             lease: Nanos(0),
             clock_drift_ppm: 1_000,
+            quiet_after: 0,
             rows_max: 1,
         }
     }
@@ -73,6 +76,7 @@ impl Options {
         settings.priority += u8::from(self.prefers == Some(node));
         settings.lease = self.lease;
         settings.clock_drift_ppm = self.clock_drift_ppm;
+        settings.quiet_after = self.quiet_after;
         settings.catch_up_bytes = self.catch_up_bytes;
         settings.window_slots_max = self.window_slots_max;
         settings.contacts = (1..=self.nodes + self.spares).map(NodeId).collect();

@@ -2,7 +2,7 @@
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [prefers=N] [spares=K]` | a new cluster of N voters (see [`Options`]) |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [quiet=BEATS] [prefers=N] [spares=K]` | a new cluster of N voters (see [`Options`]) |
 //! | `run 500ms` | time passes, everything is delivered at once |
 //! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
 //! | `settle` | delivers until nothing is in flight |
@@ -13,10 +13,11 @@
 //! | `hold-persist 2`, `persist 2 [K]`, `release-persist 2` | durability by hand |
 //! | `crash 1`, `restart 1 [commit=S]`, `wipe 1`, `poison 1`, `pause 1`, `resume 1` | processes and disks |
 //! | `disconnect 1 2`, `connect 1 2`, `reset 1 2`, `isolate 1 [2]` (each alone), `heal`, `links 1-2 2-3`, `partition 1 2 \| 3` | links, noticed by both ends |
+//! | `trim 2 s5` | the log of 2 gives entries from s5 on; there is no checkpoint in a script |
 //! | `stall 1 2`, `unstall 1 2`, `stall-all 1`, `unstall-all 1` | one-way (or both-way) cuts that nobody notices |
 //! | `drop 1 2 Kind`, `dup 1 2 Kind`, `delay 1 2 Kind`, `ghost 1 2` | one control message is lost, doubled, moved behind all others, comes back from an old incarnation |
 //! | `inject 1 2 accept b1.1 s2 a b [commit s1]`, `inject 1 2 Prepare b1.1 s1`, `... Nack b1.1 b2.2`, `... PreVote b1.1 s0`, `... PreVoteReply b1.1 granted\|refused b0.0`, `... Promise b1.1 s1 s0 s3@b0.2`, `... Behind b1.1 s5 s4`, `... Values b1.1 s2 a@b0.2`, `... Fetch b1.1 s1 s2`, `... ReadIndexReply 1 s1`, `... CatchUpReply s1 s2 a@b1.1 b@b1.1`, `... row b1.1 b1.1 s2 s1 [leading]` | hand-made messages |
-//! | `state`, `log`, `queue`, `chosen`, `configurations` | what is |
+//! | `state`, `log`, `queue`, `chosen`, `configurations`, `wants` | what is; the last: who needs a checkpoint |
 //! | `quietly COMMAND` | the same with news only |
 
 use super::cluster::{Cluster, Options};
@@ -83,7 +84,7 @@ impl Interpreter {
             "transfer" | "unwilling" | "willing" | "distrust" => {
                 self.leadership(command, arguments)
             }
-            "crash" | "restart" | "wipe" | "damage" | "poison" | "pause" | "resume" => {
+            "crash" | "restart" | "wipe" | "damage" | "trim" | "poison" | "pause" | "resume" => {
                 self.process(command, arguments)
             }
             "disconnect" | "connect" | "reset" | "isolate" | "heal" | "links" | "partition" => {
@@ -92,7 +93,7 @@ impl Interpreter {
             "stall" | "unstall" | "stall-all" | "unstall-all" => self.stalls(command, arguments),
             "drop" | "dup" | "delay" | "ghost" => self.meddle(command, arguments),
             "inject" => self.inject(arguments),
-            "state" | "log" | "queue" | "chosen" | "configurations" => {
+            "state" | "log" | "queue" | "chosen" | "configurations" | "wants" => {
                 self.print(command);
                 Ok(())
             }
@@ -113,6 +114,7 @@ impl Interpreter {
                 "window" => options.window_slots_max = number(value)?,
                 "prefers" => options.prefers = Some(node(value)?),
                 "lease" => options.lease = duration(value)?,
+                "quiet" => options.quiet_after = number(value)?,
                 "drift" => options.clock_drift_ppm = number(value)?,
                 "rows" => options.rows_max = number(value)?,
                 "spares" => options.spares = number(value)?,
@@ -270,6 +272,10 @@ impl Interpreter {
                 replica.damage(slot(rest.first().ok_or("which slot?")?)?, exact);
             }
             "wipe" | "damage" => return Err("crash it first".to_owned()),
+            "trim" => {
+                let first = slot(rest.first().ok_or("from which slot on?")?)?;
+                self.cluster.event(at, |core, _| core.on_log_trimmed(first));
+            }
             "poison" => self.cluster.poison(at),
             "pause" => replica.paused = true,
             "resume" => {
@@ -397,6 +403,7 @@ impl Interpreter {
         let lines: Vec<String> = match what {
             "state" => replicas.map(show::state).collect(),
             "log" => replicas.map(show::log).collect(),
+            "wants" => replicas.map(show::wants).collect(),
             "configurations" => replicas.map(show::configurations).collect(),
             "queue" => show::queues(&self.cluster),
             _ => {

@@ -185,6 +185,8 @@ pub fn row_news(before: &Row, row: &Row) -> Option<String> {
         (RowFlags::AMNESIAC, "amnesiac"),
         (RowFlags::POISONED, "poisoned"),
         (RowFlags::UNWILLING, "unwilling"),
+        (RowFlags::QUIET, "quiet"),
+        (RowFlags::WANTS_SIGN, "wants-sign"),
     ];
     for (bit, name) in names {
         if row.flags.has(bit) != before.flags.has(bit) {
@@ -235,6 +237,16 @@ pub fn state(replica: &Replica) -> String {
         }
     }
     line
+}
+
+/// Whether only a checkpoint of a peer helps a replica on.
+#[must_use]
+pub fn wants(replica: &Replica) -> String {
+    let node = replica.node;
+    match replica.core().and_then(quorate_consensus::Paxos::snapshot_wanted) {
+        Some(slot) => format!("{node:?} wants a checkpoint at {slot:?} or above"),
+        None => format!("{node:?} wants no checkpoint"),
+    }
 }
 
 /// The configurations that matter to a replica, with the slots that they stand in, and its peers.
