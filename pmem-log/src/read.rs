@@ -16,8 +16,8 @@ const WINDOW_BYTES: usize = 64 << 10;
 impl Log {
     /// Reads consecutive entries from `first` on into `out`: the newest record of each slot, also
     /// those not flushed yet. Stops at a hole, or before the values exceed `bytes_max`, but returns at
-    /// least one entry if there is one. Also stops before a damaged slot: asked for that one, it
-    /// is an error.
+    /// least one entry if there is one. Also stops before a damaged or unreadable slot: asked for that
+    /// one, it is an error.
     ///
     /// # Errors
     /// [`LogError::Damaged`] if the newest record of `first` is lost or does not match its
@@ -71,7 +71,9 @@ impl Written<'_> {
                 Err(error) => Err(error),
             };
             let (entry, next) = match found {
-                Err(LogError::Damaged { .. }) if slot > first => return Ok(()),
+                Err(LogError::Damaged { .. } | LogError::Unreadable { .. }) if slot > first => {
+                    return Ok(());
+                }
                 found => found?,
             };
             bytes += entry.value.bytes.len();
@@ -175,13 +177,15 @@ impl Reader<'_> {
             let inside = start.filter(|start| start + into.len() <= self.window.len());
             let start = match inside {
                 Some(start) => start,
+                // What is not needed may be unreadable: then only what is needed is read.
+                None if self.load(number, offset, WINDOW_BYTES).is_err() => usize::MAX,
                 None => {
-                    self.load(number, offset, WINDOW_BYTES)?;
                     self.window_at = position;
                     0
                 }
             };
-            if let Some(bytes) = self.window.get(start..start + into.len()) {
+            let end = start.saturating_add(into.len());
+            if let Some(bytes) = self.window.get(start..end) {
                 into.copy_from_slice(bytes);
                 return Ok(());
             }

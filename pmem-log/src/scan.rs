@@ -16,16 +16,22 @@
 //!   was written after it that could prove it. A clean close writes the superblock to close it.
 //! - *Clean end*: as a torn tail, but nothing says that there was an attempt to write.
 //!
+//! What the device cannot read (`EIO`) may be whatever is worst: there may have stood a header that
+//! proves the place before it durable. So a place from which on anything is unreadable is damage and
+//! never a torn tail, and the damage reaches to the end of the segment, or to what is read behind it.
+//!
 //! What an earlier opening cut can lie behind the end as junk: records that are whole but were
 //! judged away. Two things keep them from coming back: they carry a lower epoch than what was
 //! written since, and the superblock says from which position on the last opening wrote.
 
 use crate::api::End;
+use crate::error::is_lost;
 use crate::format::{Geometry, HEADER_BYTES, Header, Kind, SegmentHeader, WORD_BYTES};
 use crate::medium::Area;
 use crate::superblock::Superblock;
 use quorate_consensus::{Mistake, Mutant};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A segment that is there.
@@ -108,6 +114,7 @@ pub(crate) fn scan(
         sink,
         tail,
         buffer: Vec::new(),
+        lost: Vec::new(),
         stopped: false,
     };
     for index in 0..segments.len() {
@@ -131,6 +138,8 @@ struct Scanner<'a> {
     tail: Tail,
     /// The whole segment that is being read.
     buffer: Vec<u8>,
+    /// The offsets in it that the device could not read; zeros stand for them.
+    lost: Vec<Range<u64>>,
     /// The log ended before its last segment did.
     stopped: bool,
 }
@@ -146,7 +155,8 @@ enum Found {
 impl Scanner<'_> {
     fn segment(&mut self, index: usize) -> io::Result<()> {
         let number = self.segments[index].number;
-        load(&self.segments[index], self.geometry.segment_bytes, &mut self.buffer)?;
+        let segment = &self.segments[index];
+        self.lost = load(segment, self.geometry.segment_bytes, &mut self.buffer)?;
         (self.sink)(Event::Segment);
         let start = self.geometry.position(number, 0);
         let own = SegmentHeader::decode(&self.buffer, &self.geometry, number);
@@ -159,6 +169,11 @@ impl Scanner<'_> {
                 let to = start + HEADER_BYTES as u64;
                 let what = "the segment's header is damaged";
                 (self.sink)(Event::Damage(Gap { from: start, to, what, lost: Lost::Nothing }));
+                let first = self.look(number, self.geometry.first_offset());
+                if self.lost_from(0) && !matches!(first, Found::Whole(_)) {
+                    // Nothing is left that says where the segment before ended.
+                    self.bridge(to, UNREADABLE);
+                }
             }
             // Nothing was ever durable in it: a file that is none of the log's making.
             None => {
@@ -198,6 +213,7 @@ impl Scanner<'_> {
             }
             let end = self.tail.end;
             if self.superblock.durable <= end
+                && !self.lost_from(offset)
                 && !self.proof_in_buffer(number, offset + WORD_BYTES, end)
                 && !self.later_proof(index, end)?
             {
@@ -209,8 +225,15 @@ impl Scanner<'_> {
             }
             match self.step_over(number, offset, &found) {
                 Some(next) => offset = next,
-                // The next segment, or the superblock, says where the damage ends.
-                None => return Ok(()),
+                // The next segment, or the superblock, says where the damage ends. What is unreadable
+                // may have gone on to anywhere: the log goes on in another segment, so that nothing
+                // new lies where a header that can be read again some day has its value.
+                None => {
+                    if self.lost_from(offset) {
+                        self.bridge(self.geometry.position(number + 1, 0), UNREADABLE);
+                    }
+                    return Ok(());
+                }
             }
         }
     }
@@ -241,9 +264,19 @@ impl Scanner<'_> {
         }
     }
 
+    /// Whether the device could not read something at or behind `offset`.
+    fn lost_from(&self, offset: u64) -> bool {
+        self.lost.last().is_some_and(|lost| lost.end > offset)
+    }
+
     /// Everything below `durable` was written once: what was not read of it is damage.
     fn bridge(&mut self, durable: u64, what: &'static str) {
         if durable > self.tail.end {
+            let start = self.geometry.position(self.geometry.number(self.tail.end), 0);
+            let within = |lost: &Range<u64>| {
+                start + lost.start < durable && start + lost.end > self.tail.end
+            };
+            let what = if self.lost.iter().any(within) { UNREADABLE } else { what };
             let gap = Gap { from: self.tail.end, to: durable, what, lost: Lost::Records };
             (self.sink)(Event::Damage(gap));
             self.tail.end = durable;
@@ -327,8 +360,8 @@ impl Scanner<'_> {
         }
         for next in &self.segments[index + 1..] {
             let mut buffer = Vec::new();
-            load(next, self.geometry.segment_bytes, &mut buffer)?;
-            if proof(&buffer, &self.geometry, next.number, 0, end) {
+            let lost = load(next, self.geometry.segment_bytes, &mut buffer)?;
+            if !lost.is_empty() || proof(&buffer, &self.geometry, next.number, 0, end) {
                 return Ok(true);
             }
         }
@@ -400,22 +433,60 @@ fn written_end(buffer: &[u8], from: u64) -> u64 {
     from + last.map_or(0, |last| last as u64 + 1)
 }
 
-/// What a segment says about the end of the one before: by its header and by its first record.
+/// What a segment says about the end of the one before: by its header and by its first record. What
+/// cannot be read says nothing.
 fn starts(segment: &Present, geometry: &Geometry) -> io::Result<[Option<u64>; 2]> {
     let mut bytes = [0; HEADER_BYTES];
-    read_what_is_there(segment.area.as_ref(), 0, &mut bytes)?;
-    let own = SegmentHeader::decode(&bytes, geometry, segment.number);
-    read_what_is_there(segment.area.as_ref(), geometry.first_offset(), &mut bytes)?;
+    let lost = read_or_lose(segment.area.as_ref(), 0, &mut bytes)?;
+    let own = SegmentHeader::decode(&bytes, geometry, segment.number).filter(|_| !lost);
+    let lost = read_or_lose(segment.area.as_ref(), geometry.first_offset(), &mut bytes)?;
     let position = geometry.position(segment.number, geometry.first_offset());
-    let first = Header::decode(&bytes, geometry, position);
+    let first = Header::decode(&bytes, geometry, position).filter(|_| !lost);
     Ok([own.map(|header| header.previous_end), first.map(|header| header.durable)])
 }
 
 /// The whole segment; what a shortened file lacks reads as zeros. The buffer is used again for the
-/// next one: fresh memory for each took more time than reading and checking it.
-fn load(segment: &Present, segment_bytes: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+/// next one: fresh memory for each took more time than reading and checking it. Returns what the
+/// device could not read, for which there are zeros as well.
+fn load(
+    segment: &Present,
+    segment_bytes: u64,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Vec<Range<u64>>> {
     buffer.resize(segment_bytes as usize, 0);
-    read_what_is_there(segment.area.as_ref(), 0, buffer)
+    let area = segment.area.as_ref();
+    if !read_or_lose(area, 0, buffer)? {
+        return Ok(Vec::new());
+    }
+    let mut lost: Vec<Range<u64>> = Vec::new();
+    for (piece, from) in buffer.chunks_mut(PIECE_BYTES).zip((0..).step_by(PIECE_BYTES)) {
+        if read_or_lose(area, from, piece)? {
+            let to = from + piece.len() as u64;
+            match lost.last_mut().filter(|last| last.end == from) {
+                Some(last) => last.end = to,
+                None => lost.push(from..to),
+            }
+        }
+    }
+    tracing::error!(segment = segment.number, ?lost, "the device did not read the log at once");
+    Ok(lost)
+}
+
+/// In a segment of which something cannot be read, so much is read at a time: the page cache and most
+/// devices lose no less.
+const PIECE_BYTES: usize = 4096;
+/// What is said of damage where the device gave nothing.
+const UNREADABLE: &str = "the device cannot read it";
+
+/// As [`read_what_is_there`], with zeros, and `true`, where the device cannot read.
+fn read_or_lose(area: &dyn Area, offset: u64, into: &mut [u8]) -> io::Result<bool> {
+    match read_what_is_there(area, offset, into) {
+        Err(error) if is_lost(&error) => {
+            into.fill(0);
+            Ok(true)
+        }
+        read => read.map(|()| false),
+    }
 }
 
 /// Reads a segment, or a file that should be one: what it lacks reads as zeros.

@@ -6,7 +6,7 @@
 //! since the other may have been left torn by a crash in the middle of such a change.
 
 use crate::api::{Boot, Identity, MediumKind};
-use crate::error::OpenError;
+use crate::error::{OpenError, is_lost};
 use crate::format::{
     FORMAT_VERSION, FORMAT_VERSION_MIN, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED_MAX,
     WORD_BYTES, u32_at, u64_at,
@@ -188,7 +188,11 @@ impl SuperblockStore {
             let start = copy * COPY_BYTES as u64;
             let length = area.bytes().saturating_sub(start).min(COPY_BYTES as u64);
             let mut bytes = vec![0; length as usize];
-            area.read(start, &mut bytes).map_err(refused)?;
+            match area.read(start, &mut bytes) {
+                // The other copy is there for this.
+                Err(error) if is_lost(&error) => bytes.fill(0),
+                read => read.map_err(refused)?,
+            }
             match Superblock::decode(&bytes) {
                 Ok(found)
                     if newest.as_ref().is_none_or(|(_, n)| n.generation < found.generation) =>

@@ -246,3 +246,108 @@ fn syncs_fail_everywhere_nothing_more_is_acknowledged_and_nothing_is_lost() {
     account.check(&cluster.address(1));
     assert!(account.acknowledged > 0);
 }
+
+/// The name of a log's first segment file.
+const FIRST_SEGMENT: &str = "segment-0000000000000001";
+
+/// Runs replica `node` so that the reads of its log's first segment with these numbers fail, for each
+/// of its threads or only for the one that opens the log.
+fn reads_fail(cluster: &mut Cluster, node: u16, when: &str, in_all_threads: bool) {
+    let directory = cluster.replica(node).config.replica.directory.clone();
+    let segment = directory.join(FIRST_SEGMENT).display().to_string();
+    let inject = format!("inject=pread64:error=EIO:when={when}");
+    let mut arguments = vec!["-qq", "-o", "/dev/null", "-P", &segment];
+    arguments.extend(["-e", "trace=pread64", "-e", &inject]);
+    if in_all_threads {
+        arguments.extend(["-f", "--seccomp-bpf"]);
+    }
+    cluster.set_strace(node, &arguments);
+}
+
+/// The segment as a whole cannot be read, and of its pages the first two: a header, and the records
+/// that follow it.
+#[test]
+fn a_disk_cannot_read_a_part_of_the_log_the_replica_follows_without_a_vote_until_it_is_repaired() {
+    if !strace_works() {
+        return;
+    }
+    let mut cluster = Cluster::start("disk-read-eio", "file");
+    let load = Load::start(&cluster.addresses(), 2, 0);
+    load.advance(300);
+    let mut account = load.stop();
+    cluster.converged();
+    arrange(&mut cluster, 1, false);
+    cluster.kill(1);
+    reads_fail(&mut cluster, 1, "1..3", false);
+    cluster.restart(1);
+    let report = trouble(&cluster, 1, "damaged part");
+    println!("replica 1 says: {}", report.trouble);
+    assert!(!report.votes, "it may have accepted what it cannot read: {report:?}");
+    assert!(report.trouble.contains("does not vote"), "{}", report.trouble);
+    let said = cluster.replica(1).logged();
+    assert!(said.contains("the device did not read the log at once"), "{said}");
+    // The others serve on, and it has everything from them.
+    let load = Load::start(&cluster.addresses(), 2, 1_000_000);
+    load.advance(300);
+    account.add(load.stop());
+    cluster.converged();
+    account.check(&cluster.address(1));
+    assert!(!cluster.report(1).expect("it runs").votes, "nobody else was elected yet");
+    // Under another leadership nothing that it forgot can matter any more (decision 19).
+    let leader = cluster.leader();
+    assert_ne!(leader, 1, "without a vote it does not lead");
+    cluster.kill(leader);
+    cluster.restart(leader);
+    cluster.leader();
+    cluster.wait("a vote for the repaired replica", || {
+        cluster.report(1).filter(|report| report.votes && report.trouble.is_empty())
+    });
+    cluster.converged();
+    account.check(&cluster.address(1));
+}
+
+#[test]
+fn disks_cannot_read_for_a_peer_they_say_so_and_the_peer_gets_nothing_else_instead() {
+    if !strace_works() {
+        return;
+    }
+    let mut cluster = Cluster::prepare("disk-read-peer", "file", |config| {
+        config.limits.cache_bytes_max = 1 << 20;
+    });
+    // A log that was just made is not read before somebody asks for what is not in memory any more.
+    reads_fail(&mut cluster, 1, "1+", true);
+    reads_fail(&mut cluster, 2, "1+", true);
+    cluster.start_all();
+    arrange(&mut cluster, 3, false);
+    cluster.kill(3);
+    let leader = cluster.leader();
+    let mut client = Client::new(&cluster.address(leader));
+    let value = vec![b'v'; 64 << 10];
+    for number in 0..100 {
+        let key = format!("key-{number}");
+        wait("a write", PATIENCE, || {
+            client.call(&[b"SET", key.as_bytes(), &value]).is_ok().then_some(())
+        });
+    }
+    cluster.restart(3);
+    let (node, report) = cluster.wait("a replica that cannot read its log", || {
+        let reports = [1, 2].map(|node| (node, cluster.report(node)));
+        reports.into_iter().find_map(|(node, report)| {
+            Some((node, report.filter(|it| it.trouble.contains("cannot read the log"))?))
+        })
+    });
+    println!("replica {node} says: {}", report.trouble);
+    assert!(report.votes, "it knows all that it promised and accepted: {report:?}");
+    let behind = cluster.report(3).expect("it runs");
+    assert!(behind.applied_slot < report.applied_slot, "void: it has everything: {behind:?}");
+    // One of the disks works again; its replica reads its log and serves the third.
+    cluster.kill(node);
+    cluster.set_strace(node, &[]);
+    cluster.restart(node);
+    cluster.converged();
+    let mut client = Client::new(&cluster.address(3));
+    for number in 0..100 {
+        let reply = client.insist(&format!("STRLEN key-{number}"));
+        assert_eq!(reply, process::client::Reply::Integer(value.len() as i64), "{number}");
+    }
+}

@@ -11,6 +11,7 @@ use quorate_consensus::{Ballot, Entry, Incarnation, NodeId, Slot, Value, ValueKi
 use quorate_pmem_log::{Area, Log, LogOptions, Medium, MediumKind, OpenError, Profile, Recovered};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -106,6 +107,8 @@ pub struct SimArea {
     unit: u64,
     control: Arc<Control>,
     bytes: Mutex<Contents>,
+    /// What the device cannot read any more.
+    lost: Mutex<Vec<Range<u64>>>,
 }
 
 /// What is seen, what is durable, and which units differ.
@@ -158,7 +161,8 @@ impl SimMedium {
                 dirty: bytes.dirty.clone(),
             };
             let (unit, control) = (area.unit, Arc::clone(&control));
-            let area = SimArea { unit, control, bytes: Mutex::new(contents) };
+            let (bytes, lost) = (Mutex::new(contents), Mutex::default());
+            let area = SimArea { unit, control, bytes, lost };
             areas.insert(name.clone(), Arc::new(area));
         }
         Arc::new(Self { profile: self.profile, control, areas: Mutex::new(areas) })
@@ -186,7 +190,13 @@ impl SimMedium {
 impl SimArea {
     fn with(image: Vec<u8>, unit: u64, control: &Arc<Control>) -> Self {
         let bytes = Contents { durable: image.clone(), seen: image, dirty: BTreeSet::new() };
-        Self { unit, control: Arc::clone(control), bytes: Mutex::new(bytes) }
+        let control = Arc::clone(control);
+        Self { unit, control, bytes: Mutex::new(bytes), lost: Mutex::default() }
+    }
+
+    /// From now on the device cannot read these bytes.
+    pub fn lose(&self, range: Range<u64>) {
+        self.lost.lock().unwrap().push(range);
     }
 
     /// Changes bytes behind the log's back.
@@ -257,6 +267,11 @@ impl Area for SimArea {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = offset + into.len() as u64;
+        let met = |lost: &Range<u64>| lost.start < end && offset < lost.end;
+        if self.lost.lock().unwrap().iter().any(met) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let bytes = self.bytes.lock().unwrap();
         let from = bytes.seen.get(offset as usize..offset as usize + into.len());
         into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);

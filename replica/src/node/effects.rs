@@ -313,8 +313,16 @@ impl Node {
         let Some(core) = &mut self.core else { return };
         while let Some(read) = core.poll_log_read() {
             let mut entries = Vec::new();
-            if let Err(error) = self.log.read(read.first, read.bytes_max as usize, &mut entries) {
+            let done = self.log.read(read.first, read.bytes_max as usize, &mut entries);
+            let last = entries.last().map_or(read.first, |entry| entry.slot);
+            if let Err(error) = done {
                 tracing::warn!(peer = %read.to, slot = %read.first, %error, "catch-up read failed");
+                if matches!(error, LogError::Unreadable { .. }) {
+                    self.log_unreadable = Some((read.first, error.to_string()));
+                }
+            } else if matches!(self.log_unreadable, Some((slot, _)) if read.first <= slot && slot <= last)
+            {
+                self.log_unreadable = None;
             }
             core.on_log_read(read, entries);
         }

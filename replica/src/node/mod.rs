@@ -133,6 +133,8 @@ pub struct Node {
     log_full: bool,
     log_full_since: Nanos,
     log_failure: Option<String>,
+    /// The slot from which on the last failed read for a peer was, and why it failed.
+    log_unreadable: Option<(Slot, String)>,
     /// Proposals of this leadership that are not known chosen, for the commit latency.
     proposed: VecDeque<(Slot, Nanos)>,
     counters: Counters,
@@ -242,6 +244,7 @@ impl Node {
             log_full: false,
             log_full_since: Nanos(0),
             log_failure: None,
+            log_unreadable: None,
             proposed: VecDeque::new(),
             counters: Counters::default(),
             latencies,

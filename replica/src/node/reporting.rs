@@ -121,6 +121,12 @@ impl Node {
         if self.log_full {
             return "the log has no space left; free some, the replica goes on by itself".into();
         }
+        if let Some((slot, why)) = &self.log_unreadable {
+            return format!(
+                "{why} (slot {slot}); this replica votes on, and others get that part elsewhere. Check \
+                 its disk; at its next start it has what is lost repaired by them"
+            );
+        }
         if self.founding.as_ref().is_some_and(Founding::joins) {
             return "this replica waits to be made a member: run `quorate member add` for it"
                 .into();
