@@ -36,6 +36,8 @@ pub enum Mutant {
     LeaseNotHonoured,
     /// An acceptor forgets by a restart that it is bound to wait.
     LeaseForgottenAtRestart,
+    /// A read beside the replica's thread does not look at the clock.
+    LeaseReadWithoutClock,
     /// A follower believes what it holds to be chosen, whatever ballot it is of.
     LearnAnyBallot,
     /// Entries of an older ballot count as accepted under the new one.
@@ -102,6 +104,7 @@ impl Mutant {
         Self::LeaseWithoutMargin,
         Self::LeaseNotHonoured,
         Self::LeaseForgottenAtRestart,
+        Self::LeaseReadWithoutClock,
         Self::LearnAnyBallot,
         Self::KeepOldVotes,
         Self::AmnesiacVotes,

@@ -67,7 +67,7 @@ pub use quorate_replica::{
     CheckpointStatus, CheckpointTaken, CheckpointView, Consistency, Context, Counters, Failure,
     GroupOutcome, Handle, Latencies, MayLead, NOTIFICATIONS_MAX, Node, NodeError, NodeOptions,
     Notification, PeerStatus, Pending, PendingGroup, Reason, Replay, ReplayError, Replayed,
-    Replier, Runner, StateMachine, Status,
+    Replier, Runner, StateMachine, StateReader, Status,
 };
 pub use quorate_transport::{self as transport, Transport};
 #[cfg(feature = "rdma")]

@@ -13,6 +13,8 @@ use std::sync::atomic::{
 use std::task::{Context as TaskContext, Poll};
 use tokio::sync::{broadcast, oneshot};
 
+use crate::leased::LeaseGate;
+use crate::node::Clock;
 use crate::relay::{GroupOutcome, GroupSender};
 use crate::status::{CheckpointTaken, SharedStatus, Status};
 
@@ -196,6 +198,7 @@ pub(crate) struct Shared {
     pub(crate) leader: AtomicU16,
     pub(crate) waker: Arc<dyn Wake>,
     pub(crate) command_bytes_max: usize,
+    pub(crate) gate: LeaseGate,
 }
 
 impl std::fmt::Debug for Shared {
@@ -205,8 +208,14 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(waker: Arc<dyn Wake>, status: Status, command_bytes_max: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        waker: Arc<dyn Wake>,
+        status: Status,
+        command_bytes_max: usize,
+        gate: LeaseGate,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            gate,
             requests: ArrayQueue::new(REQUESTS_MAX),
             bytes: AtomicUsize::new(0),
             parked: AtomicBool::new(false),
@@ -264,15 +273,48 @@ impl Handle {
     pub fn propose_items(&self, count: u32, commands: Bytes) -> Pending {
         let (reply, receiver) = oneshot::channel();
         self.enqueue(Request::Propose { count, commands, reply });
-        Pending { receiver, single: false }
+        Pending::coming(receiver)
+    }
+
+    /// As [`Handle::query`], at the time `clock`: for whoever drives the replica turn by turn itself,
+    /// as simulations do, where the clock of the system means nothing.
+    #[must_use]
+    pub fn query_at(&self, clock: Clock, query: &[u8], consistency: Consistency) -> Pending {
+        let mut item = BytesMut::with_capacity(query.len() + 5);
+        batch::put_item(&mut item, query);
+        self.ask(Some(clock), 1, item.freeze(), consistency).single()
     }
 
     /// Asks `count` questions, each a length-prefixed item, at one moment.
     #[must_use]
     pub fn query_items(&self, count: u32, queries: Bytes, consistency: Consistency) -> Pending {
+        self.ask(None, count, queries, consistency)
+    }
+
+    fn ask(
+        &self,
+        clock: Option<Clock>,
+        count: u32,
+        queries: Bytes,
+        consistency: Consistency,
+    ) -> Pending {
+        if consistency == Consistency::Linearizable
+            && let Some(answers) = self.read_under_lease(clock, count, &queries)
+        {
+            return Pending::known(Ok(answers));
+        }
         let (reply, receiver) = oneshot::channel();
         self.enqueue(Request::Read { count, queries, consistency, reply });
-        Pending { receiver, single: false }
+        Pending::coming(receiver)
+    }
+
+    /// The answers, if this replica leads and its lease holds: on this thread, without a message.
+    fn read_under_lease(&self, clock: Option<Clock>, count: u32, queries: &[u8]) -> Option<Bytes> {
+        let shared = &self.shared;
+        let allowed =
+            queries.len() <= shared.command_bytes_max && !shared.stopping.load(Ordering::Acquire);
+        allowed
+            .then(|| shared.gate.read(|| clock.or_else(|| shared.gate.clock()), count, queries))?
     }
 
     /// Proposes one whole group (header and commands, see [`batch`]) of a session that the caller
@@ -302,7 +344,7 @@ impl Handle {
     pub fn change_members(&self, change: Change) -> Pending {
         let (reply, receiver) = oneshot::channel();
         self.enqueue(Request::Change { change, reply });
-        Pending { receiver, single: false }
+        Pending::coming(receiver)
     }
 
     fn enqueue(&self, request: Request) {
@@ -340,7 +382,7 @@ impl Handle {
     pub fn transfer(&self, to: Option<NodeId>) -> Pending {
         let (reply, receiver) = oneshot::channel();
         self.enqueue(Request::Transfer { to, reply });
-        Pending { receiver, single: false }
+        Pending::coming(receiver)
     }
 
     /// What happens from now on: changes of leadership, and more in later versions. A subscriber that
@@ -448,8 +490,14 @@ impl Future for PendingCheckpoint {
 /// An outcome to come: a future, or [`Pending::wait`] for it outside async code.
 #[derive(Debug)]
 pub struct Pending {
-    receiver: oneshot::Receiver<Result<Bytes, Failure>>,
+    outcome: Outcome,
     single: bool,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Coming(oneshot::Receiver<Result<Bytes, Failure>>),
+    Known(Result<Bytes, Failure>),
 }
 
 /// Whoever will know the outcome of a [`Pending`].
@@ -470,7 +518,15 @@ impl Pending {
     #[must_use]
     pub fn channel() -> (Replier, Self) {
         let (reply, receiver) = oneshot::channel();
-        (Replier(reply), Self { receiver, single: true })
+        (Replier(reply), Self::coming(receiver).single())
+    }
+
+    fn coming(receiver: oneshot::Receiver<Result<Bytes, Failure>>) -> Self {
+        Self { outcome: Outcome::Coming(receiver), single: false }
+    }
+
+    fn known(outcome: Result<Bytes, Failure>) -> Self {
+        Self { outcome: Outcome::Known(outcome), single: false }
     }
 
     fn single(self) -> Self {
@@ -485,15 +541,17 @@ impl Pending {
     /// # Panics
     /// Inside an async runtime, as blocking calls do: await it there.
     pub fn wait(self) -> Result<Bytes, Failure> {
-        let single = self.single;
-        Self::finish(self.receiver.blocking_recv(), single)
+        let outcome = match self.outcome {
+            Outcome::Coming(receiver) => {
+                receiver.blocking_recv().unwrap_or(Err(Failure::Unknown(Reason::Stopped)))
+            }
+            Outcome::Known(outcome) => outcome,
+        };
+        Self::finish(outcome, self.single)
     }
 
-    fn finish(
-        received: Result<Result<Bytes, Failure>, oneshot::error::RecvError>,
-        single: bool,
-    ) -> Result<Bytes, Failure> {
-        let replies = received.unwrap_or(Err(Failure::Unknown(Reason::Stopped)))?;
+    fn finish(outcome: Result<Bytes, Failure>, single: bool) -> Result<Bytes, Failure> {
+        let replies = outcome?;
         if !single {
             return Ok(replies);
         }
@@ -507,6 +565,13 @@ impl Future for Pending {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let single = self.single;
-        Pin::new(&mut self.receiver).poll(context).map(|received| Self::finish(received, single))
+        let gone = Err(Failure::Unknown(Reason::Stopped));
+        let outcome = match &mut self.outcome {
+            Outcome::Coming(receiver) => {
+                Pin::new(receiver).poll(context).map(|received| received.unwrap_or(gone))
+            }
+            Outcome::Known(outcome) => Poll::Ready(std::mem::replace(outcome, gone)),
+        };
+        outcome.map(|outcome| Self::finish(outcome, single))
     }
 }

@@ -75,6 +75,8 @@ pub(crate) struct Host {
     cells: BTreeMap<ShardId, Cell>,
     timers: BTreeSet<(Nanos, ShardId)>,
     hints: bool,
+    /// The zero of the time that its turns are given.
+    zero: Option<Instant>,
 }
 
 /// A host on its own thread. Dropping it stops all its shards.
@@ -122,6 +124,7 @@ impl HostRunner {
             orders: receiver,
             cells: BTreeMap::new(),
             timers: BTreeSet::new(),
+            zero: None,
         };
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);
@@ -201,6 +204,7 @@ impl Drop for HostRunner {
 
 fn run(mut host: Host, stopping: &AtomicBool, spin: Duration) {
     let origin = Instant::now();
+    host.zero = Some(origin);
     let spin = spin.as_nanos() as u64;
     let mut worked_at = 0;
     while !stopping.load(Ordering::Acquire) {
@@ -252,6 +256,9 @@ impl Host {
                 Order::Run(id, node, waker) => {
                     let leaving = Leaving(Arc::clone(node.shared()));
                     node.drive_checkpoints();
+                    if let Some(zero) = self.zero {
+                        node.shared().gate.set_zero(zero);
+                    }
                     // It may have been queued, and found nobody, before it came.
                     waker.queued.store(false, Ordering::Release);
                     let due = Nanos(0);

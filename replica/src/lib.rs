@@ -10,7 +10,8 @@
 //! commands mean; it does not use async code on the replica's thread, and spawns nothing per command.
 //!
 //! Rules that hold here and are tested:
-//! * no lock is taken, no task spawned and, in the steady state, no memory allocated per command on
+//! * no lock is taken (but by a state machine that is read on other threads, see [`StateReader`]), no
+//!   task spawned and, in the steady state, no memory allocated per command on
 //!   the replica's thread (`tests/tests/allocations.rs`);
 //! * every queue is bounded by a named constant and says what happens when it is full;
 //! * a reply leaves only after its command is durable at a majority and applied here.
@@ -22,6 +23,7 @@ mod founding;
 mod front;
 mod host;
 mod lanes;
+mod leased;
 mod machine;
 mod node;
 mod options;
@@ -37,7 +39,7 @@ pub use front::{
     PendingGroup, REQUEST_BYTES_MAX, REQUESTS_MAX, Reason, Replier,
 };
 pub use host::HostRunner;
-pub use machine::{CheckpointView, Context, REPLY_BYTES_MAX, StateMachine};
+pub use machine::{CheckpointView, Context, REPLY_BYTES_MAX, StateMachine, StateReader};
 pub use node::{Clock, Node, NodeError, Turn};
 pub use options::{MayLead, NodeOptions};
 pub use relay::{GROUPS_MAX, GroupOutcome};

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use quorate_consensus::Slot;
 use std::io::{self, Read};
+use std::sync::Arc;
 
 /// What a command or a query may know about the moment it runs in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +32,16 @@ pub trait StateMachine: Send + 'static {
 
     /// Answers a question without changing anything, and appends the answer.
     fn query(&self, context: &Context, query: &[u8], reply: &mut BytesMut);
+
+    /// A way to ask the same questions on other threads, while commands are applied on this one.
+    ///
+    /// With it a leader that holds a lease answers linearizable reads on the thread that asks, without
+    /// a message and without its own thread. The state is then shared, behind a lock or in a structure
+    /// made for it. Called once, before anything is applied; what [`StateMachine::restore`] brings must
+    /// show through it too.
+    fn reader(&self) -> Option<Arc<dyn StateReader>> {
+        None
+    }
 
     /// When time alone will change the state (something expires), in milliseconds since 1970: the
     /// leader then commits a time stamp, and every replica gets a call of [`StateMachine::advance`].
@@ -62,6 +73,16 @@ pub trait StateMachine: Send + 'static {
     fn restore(&mut self, _image: &mut dyn Read) -> io::Result<()> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this state machine has no checkpoints"))
     }
+}
+
+/// Answers questions on any thread: what [`StateMachine::reader`] handed out.
+pub trait StateReader: Send + Sync {
+    /// As [`StateMachine::query`]. A command that is being applied shows as a whole or not at all; of
+    /// the commands of one slot some may show and others not yet.
+    ///
+    /// False: not now, ask the ordinary way; for example when the other side broke off in the middle
+    /// of a command.
+    fn query(&self, context: &Context, query: &[u8], reply: &mut BytesMut) -> bool;
 }
 
 /// A consistent view of a state machine: what [`StateMachine::checkpoint`] handed out.

@@ -158,6 +158,8 @@ pub struct Counters {
     pub commands_proposed: u64,
     /// Linearizable reads answered.
     pub reads: u64,
+    /// Those of them that were answered on the thread that asked, under a lease.
+    pub lease_reads: u64,
     /// Stale reads answered.
     pub stale_reads: u64,
     /// Requests that got an error.

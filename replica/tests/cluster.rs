@@ -7,29 +7,43 @@ use quorate_consensus::{Incarnation, NodeId, RoleName, Slot};
 use quorate_pmem_log::{Boot, Log, LogOptions, MappedMedium, Medium, MediumKind, open_medium};
 use quorate_replica::{
     Consistency, Context, Failure, Handle, MayLead, Node, NodeOptions, Notification, Reason,
-    Runner, StateMachine,
+    Runner, StateMachine, StateReader,
 };
 use quorate_transport::Transport;
 use quorate_transport::memory::MemoryNetwork;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 /// Appends each command to a list; a query gives the list.
 #[derive(Default)]
-struct Appender(Vec<u8>);
+struct Appender(Arc<RwLock<Vec<u8>>>);
+
+struct Reader(Arc<RwLock<Vec<u8>>>);
+
+impl StateReader for Reader {
+    fn query(&self, _: &Context, _: &[u8], reply: &mut BytesMut) -> bool {
+        reply.extend_from_slice(&self.0.read().unwrap());
+        true
+    }
+}
 
 impl StateMachine for Appender {
     fn apply(&mut self, _: &Context, command: &[u8], reply: &mut BytesMut) {
-        self.0.extend_from_slice(command);
-        self.0.push(b' ');
-        reply.extend_from_slice(self.0.len().to_string().as_bytes());
+        let mut list = self.0.write().unwrap();
+        list.extend_from_slice(command);
+        list.push(b' ');
+        reply.extend_from_slice(list.len().to_string().as_bytes());
     }
 
     fn query(&self, _: &Context, _: &[u8], reply: &mut BytesMut) {
-        reply.extend_from_slice(&self.0);
+        reply.extend_from_slice(&self.0.read().unwrap());
+    }
+
+    fn reader(&self) -> Option<Arc<dyn StateReader>> {
+        Some(Arc::new(Reader(Arc::clone(&self.0))))
     }
 }
 
@@ -135,6 +149,34 @@ fn a_leader_with_a_lease_answers_reads_and_others_elect_when_it_is_gone() {
     stopped.stop();
     replicas[0].handle().propose(b"after").wait().unwrap();
     assert_eq!(read(&replicas[1].handle()), "before after ");
+}
+
+// Rule R14.
+#[test]
+fn under_a_lease_reads_are_answered_by_the_thread_that_asks_and_miss_nothing() {
+    let network = MemoryNetwork::new(8);
+    let directory = tempfile::tempdir().unwrap();
+    let start = |node| {
+        start_with(&network, node, memory(directory.path(), node), |options| {
+            options.lease = options.election_timeout_min;
+        })
+    };
+    let replicas: Vec<_> = (1..=3).map(start).collect();
+    until("a lease", || {
+        leader(&replicas).is_some_and(|leader| replicas[leader].handle().status().holds_lease)
+    });
+    // A client of a follower learns from the follower that its write is there. Whoever reads at the
+    // leader then must see it, whoever leads by now.
+    for number in 0..300usize {
+        let Some(leading) = leader(&replicas) else { continue };
+        let writer = replicas[(leading + 1 + number % 2) % 3].handle();
+        let length = writer.propose(b"w").wait().unwrap();
+        let length: usize = std::str::from_utf8(&length).unwrap().parse().unwrap();
+        let seen = read(&replicas[leading].handle()).len();
+        assert!(seen >= length, "write {number}: {seen} bytes after {length}");
+    }
+    let answered = |replica: &Runner| replica.handle().status().counters.lease_reads;
+    until("the counters", || replicas.iter().map(answered).sum::<u64>() > 100);
 }
 
 // Rule R12.

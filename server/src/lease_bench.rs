@@ -1,4 +1,5 @@
-//! `quorate bench --reads`: linearizable reads at the leader, confirmed by a majority or by a lease.
+//! `quorate bench --reads`: linearizable reads at the leader, confirmed by a majority or by a lease: by the
+//! library in the process of the leader, and over RESP.
 //!
 //! Two clusters run at the same time and are asked by turns, so that whatever else the machine does hits
 //! both alike.
@@ -6,11 +7,16 @@
 use crate::bench::leader_address;
 use crate::cli::BenchArgs;
 use crate::cluster::{ClusterProcesses, Manifest};
+use crate::kv::{Command, Limits};
+use crate::machine::KvMachine;
 use anyhow::{Context, Result, bail};
+use quorate::{BytesMut, Consistency, Handle, MediumKind, NodeId, NodeOptions, Replica, RoleName};
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 const CLIENTS: usize = 64;
 /// One cluster is asked for so long, then the other.
@@ -18,19 +24,97 @@ const TURN: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let directory = std::env::temp_dir().join(format!("quorate-reads-{}", std::process::id()));
-    let outcome = measure(args, &directory);
+    let outcome = library(args).and_then(|inside| Ok((inside, measure(args, &directory)?)));
     let _ = std::fs::remove_dir_all(&directory);
-    let [confirmed, leased] = outcome?;
+    let (inside, over_resp) = outcome?;
     println!(
-        "linearizable GET at the leader, {CLIENTS} clients, one request in flight each, 3 processes and \
-         the clients on {} cores, by turns of {} ms for {} s each\n  read-index {confirmed:>10.0} \
-         reads/s\n  lease      {leased:>10.0} reads/s\n  lease : read-index = {:.2} : 1",
+        "linearizable reads at the leader, {CLIENTS} clients, one request in flight each, on {} cores, \
+         by turns of {} ms for {} s each",
         std::thread::available_parallelism().map_or(1, usize::from),
         TURN.as_millis(),
         args.seconds,
+    );
+    show("in the process of the leader, 3 replicas and the clients in one", inside);
+    show("GET over RESP, 3 processes and the clients in another", over_resp);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(how: &str, [confirmed, leased]: [f64; 2]) {
+    println!(
+        "{how}\n  read-index {confirmed:>10.0} reads/s\n  lease      {leased:>10.0} reads/s\n  \
+         lease : read-index = {:.2} : 1",
         leased / confirmed
     );
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Both clusters in this process, asked through the library.
+fn library(args: &BenchArgs) -> Result<[f64; 2]> {
+    let clusters = [in_process(args, false)?, in_process(args, true)?];
+    let mut leaders = Vec::new();
+    for cluster in &clusters {
+        leaders.push(leading(cluster)?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
+    by_turns(args, &runtime, async |place: usize| {
+        let until = Instant::now() + TURN;
+        let ask = |handle: Handle| async move {
+            let mut query = BytesMut::new();
+            Command::Get { key: b"k" }.encode(&mut query);
+            let mut count = 0;
+            while Instant::now() < until {
+                handle.query(&query, Consistency::Linearizable).await?;
+                count += 1;
+                // A reader that never waits would keep the others from their turn.
+                if count % 64 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            Ok(count)
+        };
+        let tasks: Vec<_> =
+            (0..CLIENTS).map(|_| tokio::spawn(ask(leaders[place].clone()))).collect();
+        sum(tasks).await
+    })
+}
+
+/// Three replicas in memory over loopback, in this process.
+fn in_process(args: &BenchArgs, lease: bool) -> Result<Vec<Replica>> {
+    let listeners: Vec<_> =
+        (0..3).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let addresses: Vec<_> =
+        listeners.iter().map(|held| held.local_addr()).collect::<Result<_, _>>()?;
+    drop(listeners);
+    let timers = args.timers.config();
+    let start = |node: u16| {
+        // The builder sees to the members and the seed.
+        let mut options = NodeOptions::new(NodeId(node), Vec::new(), 0);
+        options.heartbeat_interval = Duration::from_millis(timers.heartbeat_ms);
+        options.election_timeout_min = Duration::from_millis(timers.election_timeout_min_ms);
+        options.election_timeout_max = Duration::from_millis(timers.election_timeout_max_ms);
+        options.lease = if lease { options.election_timeout_min } else { Duration::ZERO };
+        let machine = if lease { KvMachine::shared } else { KvMachine::new };
+        Replica::builder(node)
+            .members(addresses.iter().map(ToString::to_string))
+            .medium(MediumKind::Memory)
+            .options(options)
+            .start(machine(Limits::default()))
+    };
+    (1..=3).map(|node| start(node).context("starting a replica")).collect()
+}
+
+/// The way to the one that leads, once it does.
+fn leading(replicas: &[Replica]) -> Result<Handle> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let leads = |replica: &&Replica| replica.status().role == RoleName::Leader;
+        if let Some(leader) = replicas.iter().find(leads) {
+            return Ok(leader.handle());
+        }
+        if Instant::now() > deadline {
+            bail!("no replica led within 20 s");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn measure(args: &BenchArgs, directory: &std::path::Path) -> Result<[f64; 2]> {
@@ -52,15 +136,24 @@ fn measure(args: &BenchArgs, directory: &std::path::Path) -> Result<[f64; 2]> {
         leaders.push(leader_address(&manifest)?);
     }
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    by_turns(args, &runtime, async |place: usize| over_resp(&leaders[place]).await)
+}
+
+/// Reads a second: of the cluster without leases, and of the one with.
+fn by_turns(
+    args: &BenchArgs,
+    runtime: &tokio::runtime::Runtime,
+    one_turn: impl AsyncFn(usize) -> Result<u64>,
+) -> Result<[f64; 2]> {
     let mut reads = [0, 0];
     let turns = (args.seconds * 1_000).div_ceil(TURN.as_millis() as u64).max(1);
-    runtime?.block_on(async {
+    runtime.block_on(async {
         for turn in 0..=turns {
-            for (place, leader) in leaders.iter().enumerate() {
-                let count = one_turn(leader).await?;
+            for (place, sum) in reads.iter_mut().enumerate() {
+                let count = one_turn(place).await?;
                 // The first turn warms up.
-                reads[place] += if turn == 0 { 0 } else { count };
+                *sum += if turn == 0 { 0 } else { count };
             }
         }
         anyhow::Ok(())
@@ -69,7 +162,7 @@ fn measure(args: &BenchArgs, directory: &std::path::Path) -> Result<[f64; 2]> {
     Ok(reads.map(|count| count as f64 / seconds))
 }
 
-async fn one_turn(leader: &str) -> Result<u64> {
+async fn over_resp(leader: &str) -> Result<u64> {
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let stream = TcpStream::connect(leader).await.context("connecting a reader")?;
@@ -77,8 +170,10 @@ async fn one_turn(leader: &str) -> Result<u64> {
         clients.push(stream);
     }
     let until = Instant::now() + TURN;
-    let tasks: Vec<_> =
-        clients.into_iter().map(|stream| tokio::spawn(read(stream, until))).collect();
+    sum(clients.into_iter().map(|stream| tokio::spawn(read(stream, until))).collect()).await
+}
+
+async fn sum(tasks: Vec<JoinHandle<Result<u64>>>) -> Result<u64> {
     let mut count = 0;
     for task in tasks {
         count += task.await.context("a reader failed")??;

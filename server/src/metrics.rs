@@ -123,6 +123,7 @@ fn set_counters(report: &Report) {
         ("quorate_batches_proposed_total", counters.batches_proposed),
         ("quorate_commands_proposed_total", counters.commands_proposed),
         ("quorate_reads_total", counters.reads),
+        ("quorate_lease_reads_total", counters.lease_reads),
         ("quorate_stale_reads_total", counters.stale_reads),
         ("quorate_failures_total", counters.failures),
         ("quorate_leaderships_total", counters.leaderships),

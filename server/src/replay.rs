@@ -41,14 +41,15 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
         return Err(error).context("writing to standard output");
     }
     if let Some(path) = &args.export {
-        export(replay.machine().store(), path)
-            .with_context(|| format!("writing {}", path.display()))?;
+        let exported = replay.machine().read(|store| export(store, path));
+        exported.with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn summary(replay: &Replay<KvMachine>) -> String {
-    let store = replay.machine().store();
+    let (digest, keys, expiring) =
+        replay.machine().read(|store| (store.digest(), store.len(), store.expiring_len()));
     let from = match replay.from() {
         Slot::ZERO => "the beginning of the log".to_owned(),
         slot => format!("the checkpoint at slot {slot}"),
@@ -66,9 +67,9 @@ fn summary(replay: &Replay<KvMachine>) -> String {
         replay.cluster(),
         replay.applied(),
         replay.digest(),
-        store.digest(),
-        store.len(),
-        store.expiring_len(),
+        digest,
+        keys,
+        expiring,
         replay.sessions(),
         replay.time_ms(),
     )

@@ -190,6 +190,9 @@ pub struct CounterReport {
     pub commands_proposed: u64,
     /// Linearizable reads.
     pub reads: u64,
+    /// Those answered under a lease by the thread that asked.
+    #[serde(default)]
+    pub lease_reads: u64,
     /// Stale reads.
     pub stale_reads: u64,
     /// Requests that got an error.
@@ -319,6 +322,7 @@ fn counters(status: &Status) -> CounterReport {
         batches_proposed: counters.batches_proposed,
         commands_proposed: counters.commands_proposed,
         reads: counters.reads,
+        lease_reads: counters.lease_reads,
         stale_reads: counters.stale_reads,
         failures: counters.failures,
         leaderships: counters.leaderships,

@@ -52,7 +52,13 @@ async fn run(config: &Config, stop_with_stdin: bool) -> Result<()> {
         metrics::listen(address)?;
     }
     let limits = Limits::default();
-    let replica = start_replica(config, KvMachine::new(limits))?;
+    let replica = start_replica(
+        config,
+        match config.timers.lease_ms {
+            0 => KvMachine::new(limits),
+            _ => KvMachine::shared(limits),
+        },
+    )?;
     let handle = replica.handle();
     let status = handle.status();
     tracing::info!(

@@ -7,7 +7,7 @@ use crate::shape::Shape;
 use bytes::{Bytes, BytesMut};
 use quorate_check::{KvInput, KvOutput, Operation, Return};
 use quorate_consensus::batch::{put_item, take_item};
-use quorate_replica::{Consistency, Failure, Handle, Pending};
+use quorate_replica::{Clock, Consistency, Failure, Handle, Pending};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -137,6 +137,7 @@ impl Clients {
         shape: &Shape,
         random: &mut Random,
         at: Standing,
+        clock: Clock,
     ) {
         if self.is_busy(client) {
             return;
@@ -151,7 +152,7 @@ impl Clients {
             let key = self.draw_key(shape, random);
             let stale = random.chance(shape.stale_ppm);
             let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
-            let pending = handle.query(&[key], consistency);
+            let pending = handle.query_at(clock, &[key], consistency);
             self.note(client, pending, What::Read { key, stale });
             if let Some(asked) = self.all[client].asked.as_mut().filter(|_| !stale) {
                 asked.at = at;

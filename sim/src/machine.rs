@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, BytesMut};
 use quorate_check::{KvInput, KvOutput};
-use quorate_replica::{CheckpointView, Context, StateMachine};
+use quorate_replica::{CheckpointView, Context, StateMachine, StateReader};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
@@ -159,11 +159,14 @@ impl Ledger {
     }
 }
 
+/// What each key holds: also looked at beside the replica's thread.
+type State = BTreeMap<u8, Vec<u8>>;
+
 /// The state of one life of one replica.
 #[derive(Debug)]
 pub(crate) struct SimMachine {
     life: u64,
-    state: BTreeMap<u8, Vec<u8>>,
+    state: Arc<Mutex<State>>,
     /// Bits: commands seen in this life.
     seen: Vec<u64>,
     slot: u64,
@@ -175,11 +178,12 @@ impl SimMachine {
     /// An empty one.
     #[must_use]
     pub(crate) fn new(life: u64, ledger: Arc<Mutex<Ledger>>) -> Self {
-        Self { life, state: BTreeMap::new(), seen: Vec::new(), slot: 0, index: 0, ledger }
+        Self { life, state: Arc::default(), seen: Vec::new(), slot: 0, index: 0, ledger }
     }
 
     fn change(&mut self, command: &Command, reply: &mut BytesMut) {
-        let held = self.state.get(&command.key);
+        let mut state = lock(&self.state);
+        let held = state.get(&command.key);
         let next = match &command.act {
             Act::Set(value) => Some(value.clone()),
             Act::Cas(expect, value) => {
@@ -211,8 +215,8 @@ impl SimMachine {
             }
         };
         match next {
-            Some(value) => self.state.insert(command.key, value),
-            None => self.state.remove(&command.key),
+            Some(value) => state.insert(command.key, value),
+            None => state.remove(&command.key),
         };
     }
 
@@ -242,7 +246,7 @@ impl SimMachine {
         if *first == life {
             numbers.push(number);
             ledger.applied.insert(number, slot);
-            let value = self.state.get(&command.key).cloned();
+            let value = lock(&self.state).get(&command.key).cloned();
             ledger.versions.entry(command.key).or_default().push((slot, value));
         } else if numbers.get(self.index) != Some(&number) {
             wrong = Some(format!(
@@ -268,10 +272,11 @@ impl StateMachine for SimMachine {
     }
 
     fn query(&self, context: &Context, query: &[u8], reply: &mut BytesMut) {
-        let held = query.first().and_then(|key| self.state.get(key));
-        reply.put_u64_le(context.slot.0);
-        reply.put_u8(u8::from(held.is_some()));
-        reply.put_slice(held.map_or(&[], Vec::as_slice));
+        answer(&lock(&self.state), context, query, reply);
+    }
+
+    fn reader(&self) -> Option<Arc<dyn StateReader>> {
+        Some(Arc::new(SimReader(Arc::clone(&self.state))))
     }
 
     fn checkpoint(&self) -> Option<Box<dyn CheckpointView>> {
@@ -283,6 +288,22 @@ impl StateMachine for SimMachine {
         image.read_to_end(&mut bytes)?;
         self.take_image(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+}
+
+struct SimReader(Arc<Mutex<State>>);
+
+impl StateReader for SimReader {
+    fn query(&self, context: &Context, query: &[u8], reply: &mut BytesMut) -> bool {
+        answer(&lock(&self.0), context, query, reply);
+        true
+    }
+}
+
+fn answer(state: &State, context: &Context, query: &[u8], reply: &mut BytesMut) {
+    let held = query.first().and_then(|key| state.get(key));
+    reply.put_u64_le(context.slot.0);
+    reply.put_u8(u8::from(held.is_some()));
+    reply.put_slice(held.map_or(&[], Vec::as_slice));
 }
 
 /// The state of a machine as bytes, in pieces.
@@ -306,7 +327,7 @@ impl SimMachine {
         {
             out.put_u64_le(*word);
         }
-        for (key, value) in &self.state {
+        for (key, value) in &*lock(&self.state) {
             out.put_u8(*key);
             out.put_u32_le(value.len() as u32);
             out.put_slice(value);
@@ -320,12 +341,13 @@ impl SimMachine {
         self.index = word()? as usize;
         let count = word()?;
         self.seen = (0..count).map(|_| word()).collect::<Option<_>>()?;
-        self.state.clear();
+        let mut state = lock(&self.state);
+        state.clear();
         while let Some((key, rest)) = image.split_first() {
             image = rest;
             let length = u32::from_le_bytes(image.split_off(..4)?.try_into().ok()?);
             let value = image.split_off(..length as usize)?;
-            self.state.insert(*key, value.to_vec());
+            state.insert(*key, value.to_vec());
         }
         Some(())
     }

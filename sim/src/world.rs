@@ -527,7 +527,8 @@ impl World {
         };
         let handle = process.handle.clone();
         let at = self.standing(node);
-        self.clients.ask(client, &handle, &self.shape, &mut self.client_random, at);
+        let clock = self.places[node].clock(self.now, self.shape.rates[node]);
+        self.clients.ask(client, &handle, &self.shape, &mut self.client_random, at, clock);
         self.after_clients(Vec::new());
         self.wake(node);
         // What is refused at once is answered at once.

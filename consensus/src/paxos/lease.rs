@@ -188,13 +188,19 @@ impl Paxos {
     /// propose. At the clock's last reading, that is; what asked before may be answered (R9).
     #[must_use]
     pub fn holds_lease(&self) -> bool {
-        self.lease_asked() > 0
-            && self.role.leader().is_some_and(|leader| {
-                let alone = leader.progress.is_empty();
-                leader.ballot == self.acceptor.promised()
-                    && self.commit_slot >= leader.barrier
-                    && (alone || self.now < self.lease.until)
-            })
+        self.lease_until().is_some_and(|until| self.now < until)
+    }
+
+    /// When the lease of this replica ends, as far as it is renewed: before, and as long as nothing
+    /// that this core lets out afterwards says otherwise, nothing can be chosen that it did not
+    /// propose (R14). None where it does not lead, or not yet all that was chosen before it.
+    #[must_use]
+    pub fn lease_until(&self) -> Option<Nanos> {
+        let leader = self.role.leader().filter(|_| self.lease_asked() > 0)?;
+        let in_force =
+            leader.ballot == self.acceptor.promised() && self.commit_slot >= leader.barrier;
+        let alone = leader.progress.is_empty();
+        in_force.then_some(if alone { Nanos::MAX } else { self.lease.until })
     }
 
     /// With the heartbeat, a leader asks for its lease anew.

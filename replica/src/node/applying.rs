@@ -40,6 +40,7 @@ impl Node {
                 bytes = APPLY_BYTES_PER_TURN;
             }
             self.apply_value(slot, &value);
+            self.shared.gate.applied(slot, self.time_ms);
             busy = true;
             if let Some(core) = &mut self.core {
                 core.on_applied(slot);
@@ -70,6 +71,7 @@ impl Node {
         let mut busy = false;
         for entry in entries.into_iter().take_while(|entry| entry.slot <= commit) {
             self.apply_value(entry.slot, &entry.value);
+            self.shared.gate.applied(entry.slot, self.time_ms);
             if let Some(core) = &mut self.core {
                 core.on_applied(entry.slot);
             }

@@ -288,6 +288,7 @@ impl Node {
         self.checkpoints.restoring = false;
         self.time_ms = head.time_ms;
         self.digest = head.id.digest;
+        self.shared.gate.applied(slot, self.time_ms);
         self.sessions = match self.options.is(Mutant::DropSessionsOnSnapshot) {
             true => SessionTable::restored(head.session_times),
             false => sessions,

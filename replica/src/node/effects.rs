@@ -4,6 +4,7 @@ use super::Node;
 use crate::arena;
 use crate::front::{Failure, Notification, Reason};
 use crate::lanes;
+use crate::leased::Published;
 use crate::options::nanos;
 use bytes::BufMut;
 use quorate_consensus::batch::BATCH_HEADER_BYTES;
@@ -132,6 +133,7 @@ impl Node {
     /// Lets out what the core wants done. Records leave for the followers in the same moment in
     /// which they are handed to the own log.
     pub(super) fn let_effects_out(&mut self) -> bool {
+        self.publish_lease();
         let mut busy = self.append();
         busy |= self.ship();
         if self.log_failure.is_none() && !self.options.whims.has(Point::LateFlush) {
@@ -140,11 +142,25 @@ impl Node {
             }
             busy |= self.poll_durable();
         }
+        self.publish_lease();
         self.take_notices();
         self.publish_rows();
         self.send_messages();
         self.serve_log_reads();
         busy
+    }
+
+    /// What those who read on other threads must know before anyone else knows it (R14).
+    fn publish_lease(&self) {
+        let Some(core) = &self.core else { return };
+        let until = core.lease_until();
+        let until = until.filter(|_| !self.checkpoints.restoring && self.log_failure.is_none());
+        let apart = self.clocks_apart.unwrap_or_default();
+        self.shared.gate.publish(Published {
+            until,
+            committed: core.commit_slot(),
+            clocks_apart: apart.clamp(i64::MIN.into(), i64::MAX.into()) as i64,
+        });
     }
 
     /// Appends what the core wants kept, in its order.

@@ -17,6 +17,7 @@ use crate::checkpoint::CheckpointSteps;
 use crate::founding::Founding;
 use crate::front::{Handle, ReplySender, Request, Shared};
 use crate::lanes::Lanes;
+use crate::leased::LeaseGate;
 use crate::machine::StateMachine;
 use crate::options::{NodeOptions, nanos};
 use crate::origin::Origin;
@@ -207,7 +208,9 @@ impl Node {
         let latencies = Latencies::new();
         let status = reporting::initial_status(&options, &log, &latencies);
         let waker = transport.waker();
-        let shared = Shared::new(waker, status, options.command_bytes_max);
+        let reader = machine.reader().filter(|_| !options.lease.is_zero());
+        let gate = LeaseGate::new(reader, options.mistake);
+        let shared = Shared::new(waker, status, options.command_bytes_max, gate);
         let origin = Origin::new(session, options.node.0, nanos(options.request_timeout));
         let mut node = Self {
             transport,
@@ -520,7 +523,7 @@ impl Node {
 const BATCH_OVERHEAD_BYTES: usize = 1024;
 
 /// Clocks that part by more from one turn to the next have jumped; what slewing does is far less.
-const CLOCK_JUMP_NANOS: i128 = 100_000_000;
+pub(crate) const CLOCK_JUMP_NANOS: i128 = 100_000_000;
 
 /// A replica that rests looks after itself this often.
 const REST: Nanos = Nanos::from_millis(60_000);

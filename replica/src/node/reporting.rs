@@ -61,6 +61,8 @@ impl Node {
             + self.shared.requests.len();
         status.commands_in_flight = self.origin.in_flight() as usize;
         status.counters = self.counters;
+        status.counters.lease_reads = self.shared.gate.reads();
+        status.counters.reads += status.counters.lease_reads;
         status.checkpoints = self.checkpoint_status();
         if let Some(core) = &self.core {
             status.role = core.role();
