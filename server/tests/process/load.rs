@@ -54,6 +54,11 @@ impl Load {
         Self { stop, acknowledged, threads }
     }
 
+    /// Commands acknowledged, as they come.
+    pub fn count(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.acknowledged)
+    }
+
     /// Commands acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod history;
 pub mod load;
+pub mod stream;
 
 use quorate_server::admin;
 use quorate_server::config::{Config, MemberConfig, MetricsConfig, ReplicaConfig};
