@@ -28,10 +28,10 @@ pub const RESULTS: &str = "/quorate/results";
 /// The name of the RDMA device in a guest.
 pub const DEVICE: &str = "rxe0";
 
-/// Devices come up within seconds, also under emulation.
-const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+/// Devices come up within seconds, also under emulation; on a busy machine all takes longer.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(120);
 /// Output of a program that ended is waited for this long: a grandchild may hold it open.
-const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a guest is to be set up; in the share, next to the script that starts the agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -106,7 +106,7 @@ impl Guest {
             bail!("setting up failed: {}", String::from_utf8_lossy(&payload));
         }
         let ready = serde_json::from_slice(&payload).context("what the guest says of itself")?;
-        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(120)))?;
         let channel = Arc::new(Mutex::new(stream));
         Ok(Self { channel, programs, next: AtomicU32::new(1), ready })
     }

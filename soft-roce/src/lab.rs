@@ -22,6 +22,8 @@ pub const HOSTS_MAX: u16 = 9;
 const BOOT_PATIENCE: Duration = Duration::from_secs(240);
 /// How long a machine that was told to power off may take to write everything back.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a guest may take for a command that changes its interfaces.
+const GUEST_PATIENCE: Duration = Duration::from_secs(240);
 /// RDMA packets of 4096 bytes and their headers fit.
 const MTU: u32 = 4500;
 
@@ -447,6 +449,11 @@ impl Host {
     fn come_up(&self, listener: &UnixListener, deadline: Instant) -> Result<()> {
         let alive = || self.machine().as_mut().is_some_and(|machine| !machine.ended());
         let guest = Guest::accept(listener, deadline, alive)?;
+        let ports: Vec<u16> = self.forwards.iter().map(|(here, _)| *here).collect();
+        if let Some(machine) = self.machine().as_ref().filter(|_| !ports.is_empty()) {
+            // Where that is not allowed, many connections at once take their time.
+            machine.widen(&ports).unwrap_or_else(|error| eprintln!("forwarded ports: {error:#}"));
+        }
         *self.guest() = Some(Arc::new(guest));
         Ok(())
     }
@@ -554,7 +561,7 @@ impl Host {
     /// When the guest refuses.
     pub fn interface(&self, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
-        self.shell(&format!("ip link set {} {state}", self.netdev()?), Duration::from_secs(60))?;
+        self.shell(&format!("ip link set {} {state}", self.netdev()?), GUEST_PATIENCE)?;
         Ok(())
     }
 
@@ -573,7 +580,7 @@ impl Host {
             }
             None => format!("tc qdisc delete dev {netdev} root"),
         };
-        self.shell(&line, Duration::from_secs(60)).map(drop)
+        self.shell(&line, GUEST_PATIENCE).map(drop)
     }
 
     /// Takes the RDMA device away, or brings it back: programs see a fatal error of the device.
@@ -586,13 +593,13 @@ impl Host {
             true => format!("rdma link add {name} type rxe netdev {}", self.netdev()?),
             false => format!("rdma link delete {name}"),
         };
-        self.shell(&line, Duration::from_secs(60)).map(drop)
+        self.shell(&line, GUEST_PATIENCE).map(drop)
     }
 
     /// The guest's interface that has its address.
     fn netdev(&self) -> Result<String> {
         let line = format!("ip -brief address show to {}/32 | cut -d' ' -f1", self.address());
-        let name = self.shell(&line, Duration::from_secs(60))?;
+        let name = self.shell(&line, GUEST_PATIENCE)?;
         // `eth0@if3` is how a paired interface would look.
         Ok(name.trim().split('@').next().unwrap_or_default().to_owned())
     }

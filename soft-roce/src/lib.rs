@@ -36,6 +36,7 @@ mod initramfs;
 pub mod kernel;
 mod lab;
 mod machine;
+mod nak;
 pub mod needs;
 pub mod rxe;
 mod switch;

@@ -3,7 +3,9 @@
 use crate::kernel::Kernel;
 use crate::needs::{self, EMULATOR};
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open,
+};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -215,6 +217,9 @@ fn spawn(command: Command) -> Result<Child> {
     child.with_context(|| format!("cannot start {EMULATOR}"))
 }
 
+/// Connections to a forwarded port that wait until the emulator takes them.
+const CONNECTIONS_WAITING: i32 = 1024;
+
 /// A running machine. Dropping it cuts its power.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -237,6 +242,32 @@ impl Machine {
         let signal = if pause { Signal::STOP } else { Signal::CONT };
         kill_process(process, signal).context("cannot pause or resume the emulator")?;
         self.paused = pause;
+        Ok(())
+    }
+
+    /// Lets more than one connection wait at the ports that are forwarded. The emulator asks for room for
+    /// one; what comes beside it is dropped and tried again after a second, then two, then four: clients
+    /// of a busy machine would wait for that and not for the guest.
+    pub(crate) fn widen(&self, ports: &[u16]) -> Result<()> {
+        let process = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let process = pidfd_open(process.context("a process id")?, PidfdFlags::empty())?;
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))? {
+            let entry = entry?;
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            let number = entry.file_name().to_string_lossy().parse().ok();
+            let Some(number) = number.filter(|_| target.to_string_lossy().starts_with("socket:"))
+            else {
+                continue;
+            };
+            let socket = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
+            let listens = rustix::net::sockopt::socket_acceptconn(&socket).unwrap_or(false);
+            let socket = std::net::TcpListener::from(socket);
+            let port = socket.local_addr().ok().map(|address| address.port());
+            if listens && port.is_some_and(|port| ports.contains(&port)) {
+                // listen(2) on a socket that listens changes its room.
+                rustix::net::listen(&socket, CONNECTIONS_WAITING)?;
+            }
+        }
         Ok(())
     }
 

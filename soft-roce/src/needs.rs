@@ -142,10 +142,9 @@ pub fn place(what: &str) -> Option<PathBuf> {
     if what.starts_with('/') {
         return Some(PathBuf::from(what)).filter(|path| path.exists());
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
     // Debian's users have no sbin in their path; root's tools are readable there all the same.
-    let folders = std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     let mut candidates = folders.map(|folder| folder.join(what)).filter(|path| path.is_file());
     candidates.find(|path| what != "busybox" || is_static(path))
 }

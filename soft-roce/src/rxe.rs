@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// What the modules are for: verbs from user space, and connections by address.
 const MODULES: [&str; 4] = ["crc32_generic", "rdma_rxe", "ib_uverbs", "rdma_ucm"];
 /// A new device has its addresses within a second; emulation takes longer.
-const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+const DEVICE_PATIENCE: Duration = Duration::from_secs(120);
 const DEVICES: &str = "/sys/class/infiniband";
 
 /// A device, and the index of the GID to use with it.

@@ -5,9 +5,10 @@
 //! back, nothing gets lost that no fault asked to lose, and no frame leaves this machine.
 
 use crate::frame::{Class, class, receiver};
+use crate::nak;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +64,8 @@ pub struct Count {
     pub other_frames: u64,
     /// Frames that a fault, or a full queue, lost.
     pub lost_frames: u64,
+    /// Acknowledgements that became refusals, each of which makes a queue pair fail.
+    pub refusals: u64,
 }
 
 impl Count {
@@ -89,6 +92,8 @@ struct Table {
     rdma: BTreeMap<Direction, Fault>,
     all: BTreeMap<Direction, Fault>,
     counts: BTreeMap<Direction, Count>,
+    /// Where the next acknowledgement becomes a refusal.
+    refuse: BTreeSet<Direction>,
 }
 
 impl Table {
@@ -174,11 +179,18 @@ impl Switch {
         }
     }
 
+    /// Makes the next queue pair of host `to` fail that gets an acknowledgement from host `from`: it is told
+    /// of a remote operational error. [`Count::refusals`] says when that happened.
+    pub fn fail_pair(&self, from: u16, to: u16) {
+        self.table().refuse.insert((from, to));
+    }
+
     /// Ends all faults.
     pub fn heal(&self) {
         let mut table = self.table();
         table.rdma.clear();
         table.all.clear();
+        table.refuse.clear();
     }
 
     /// What went from host `from` to host `to` so far.
@@ -270,7 +282,14 @@ impl Worker {
                 continue;
             }
             count.forwarded(class, frame.len());
+            let refuse = table.refuse.contains(&(from, to));
+            let refusal = if refuse { nak::refused(frame) } else { None };
+            if refusal.is_some() {
+                table.refuse.remove(&(from, to));
+                table.counts.entry((from, to)).or_default().refusals += 1;
+            }
             drop(table);
+            let frame = refusal.as_deref().unwrap_or(frame);
             let copies = if self.random.f64() < fault.duplicate { 2 } else { 1 };
             for _ in 0..copies {
                 let delay = fault.delay + fault.jitter.mul_f64(self.random.f64());
@@ -394,6 +413,24 @@ mod tests {
         pair.switch.heal();
         pair.send(1, 2, 17, 4791, b"h");
         assert_eq!(pair.next(2), b'h');
+    }
+
+    #[test]
+    fn one_acknowledgement_becomes_a_refusal() {
+        let pair = Pair::new();
+        let frame = nak::tests::acknowledgement(1, 2);
+        pair.switch.fail_pair(1, 2);
+        pair.send(1, 2, 17, 4791, b"no acknowledgement");
+        assert_eq!(pair.next(2), b't');
+        let mut came = Vec::new();
+        for _ in 0..2 {
+            pair.machines[0].send(&frame).unwrap();
+            let mut buffer = [0; 2000];
+            let length = pair.machines[1].recv(&mut buffer).unwrap();
+            came.push(buffer[..length].to_vec());
+        }
+        assert_eq!((Some(&came[0]), &came[1]), (nak::refused(&frame).as_ref(), &frame));
+        assert_eq!(pair.switch.count(1, 2).refusals, 1);
     }
 
     #[test]

@@ -18,8 +18,12 @@ use std::time::{Duration, Instant};
 
 /// Writes that are under way at once.
 const UNDER_WAY: usize = 6;
-/// The second look comes this much later.
+/// The second look comes this much after the writer was refused: what the device was doing when the
+/// fence returned is done by then,
 const LATER: Duration = Duration::from_millis(3);
+/// or when it was not refused for so long. A processor that is emulated may be away for that long in the
+/// middle of a packet.
+const REFUSED_AFTER: Duration = Duration::from_millis(500);
 /// A round whose writer gets nowhere for so long is no round.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -49,22 +53,18 @@ pub struct Finding {
     pub refused: u32,
 }
 
-/// One end of a connection.
+/// One end of a round's connection.
 struct End {
-    adapter: Adapter,
+    pair: InitQueuePair,
     queue: CompletionQueue,
 }
 
 impl End {
-    fn new(library: &Library, options: &AdapterOptions) -> Result<Self, VerbsError> {
-        let adapter = Adapter::open(library, options)?;
+    fn new(adapter: &Adapter) -> Result<Self, VerbsError> {
         let queue = adapter.device().completion_queue(64, None)?;
-        Ok(Self { adapter, queue })
-    }
-
-    fn pair(&self) -> Result<InitQueuePair, VerbsError> {
         let depths = QueueDepths { sends: 32, receives: 1, pieces: 1, inline_bytes: 0 };
-        self.adapter.domain().queue_pair(&self.queue, depths)?.init(self.adapter.path()?)
+        let pair = adapter.domain().queue_pair(&queue, depths)?.init(adapter.path()?)?;
+        Ok(Self { pair, queue })
     }
 }
 
@@ -81,8 +81,10 @@ pub fn run(
 ) -> Result<Finding, VerbsError> {
     let mut finding = Finding { fence, bytes, rounds: 0, late: 0, torn: 0, refused: 0 };
     let mut random = Randomness::new(0x5eed);
+    let ends = (Adapter::open(library, options)?, Adapter::open(library, options)?);
+    let source = source_of(&ends.1, bytes)?;
     for _ in 0..rounds {
-        round(library, options, &mut finding, &mut random)?;
+        round(&ends, &source, &mut finding, &mut random)?;
     }
     Ok(finding)
 }
@@ -96,28 +98,27 @@ struct Target<'a> {
 }
 
 fn round(
-    library: &Library,
-    options: &AdapterOptions,
+    (owner, writer): &(Adapter, Adapter),
+    source: &MemoryRegion,
     finding: &mut Finding,
     random: &mut Randomness,
 ) -> Result<(), VerbsError> {
     let bytes = finding.bytes;
-    let (owner, writer) = (End::new(library, options)?, End::new(library, options)?);
-    let (owned, written) = (owner.pair()?, writer.pair()?);
+    let (End { pair: owned, queue: _queue }, End { pair: written, queue }) =
+        (End::new(owner)?, End::new(writer)?);
     let (psn_a, psn_b) = (random.word() as u32, random.word() as u32);
     let (at_a, at_b): (Destination, Destination) =
         (owned.destination(psn_a), written.destination(psn_b));
     let mut owned = owned.ready_to_receive(&at_b)?.ready_to_send(psn_a)?;
     let written = written.ready_to_receive(&at_a)?.ready_to_send(psn_b)?;
     let memory = memory_of(bytes)?;
-    let region = owner.adapter.domain().register(&memory, Access::RemoteWrite)?;
-    let source = source_of(&writer, bytes)?;
+    let region = owner.domain().register(&memory, Access::RemoteWrite)?;
     let (stop, completed) = (AtomicBool::new(false), AtomicU64::new(0));
     let to = Remote { address: memory.address(), key: region.remote_key() };
     let target = Target { to, bytes, stop: &stop, completed: &completed };
     let wait = 1 + random.below(6);
     let refused = std::thread::scope(|scope| {
-        let stream = scope.spawn(|| write(writer, written, &source, &target));
+        let stream = scope.spawn(|| write(queue, written, source, &target));
         let deadline = Instant::now() + PATIENCE;
         while completed.load(Ordering::Acquire) < wait && Instant::now() < deadline {
             std::thread::yield_now();
@@ -130,6 +131,10 @@ fn round(
             Fence::AccessFlags => owned.set_remote_access(false),
         };
         let before = copy(&memory);
+        let deadline = Instant::now() + REFUSED_AFTER;
+        while !stream.is_finished() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
         std::thread::sleep(LATER);
         let after = copy(&memory);
         stop.store(true, Ordering::Release);
@@ -148,8 +153,12 @@ fn round(
 }
 
 /// Keeps writes under way until one fails or it is told to stop; whether one was refused.
-fn write(writer: End, mut pair: QueuePair, source: &MemoryRegion, target: &Target<'_>) -> bool {
-    let End { adapter, mut queue } = writer;
+fn write(
+    mut queue: CompletionQueue,
+    mut pair: QueuePair,
+    source: &MemoryRegion,
+    target: &Target<'_>,
+) -> bool {
     let (mut poster, mut completions) = (Poster::new(), Vec::new());
     let (mut posted, mut done) = (0u64, 0u64);
     let mut refused = false;
@@ -176,7 +185,6 @@ fn write(writer: End, mut pair: QueuePair, source: &MemoryRegion, target: &Targe
         }
         target.completed.store(done, Ordering::Release);
     }
-    drop((pair, queue, adapter));
     refused
 }
 
@@ -185,12 +193,12 @@ fn memory_of(bytes: usize) -> Result<Arc<SharedMemory>, VerbsError> {
 }
 
 /// As many different writes as are under way at once, so that each changes every byte.
-fn source_of(writer: &End, bytes: usize) -> Result<MemoryRegion, VerbsError> {
+fn source_of(writer: &Adapter, bytes: usize) -> Result<MemoryRegion, VerbsError> {
     let memory = memory_of(bytes * UNDER_WAY)?;
     for place in 0..UNDER_WAY {
         memory.copy_in(place * bytes, &vec![place as u8 + 1; bytes]);
     }
-    writer.adapter.domain().register(&memory, Access::Source)
+    writer.domain().register(&memory, Access::Source)
 }
 
 fn copy(memory: &SharedMemory) -> Vec<u8> {

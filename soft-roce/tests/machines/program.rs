@@ -1,7 +1,7 @@
 //! The program `quorate-soft-roce` as people call it.
 
 use crate::{AGENT, PATIENCE};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -16,11 +16,18 @@ fn two_hosts() -> Result<()> {
     let script = "echo host $QUORATE_HOST of $QUORATE_HOSTS; echo bad >&2; \
                   echo $QUORATE_HOST >/quorate/results/$QUORATE_HOST; exit $QUORATE_HOST";
     let results = tempfile::tempdir()?;
-    let output = Command::new(AGENT)
-        .args(["run", "--in", "vm", "--hosts", "2", "--quiet", "--results"])
-        .arg(results.path())
-        .args(["--", "sh", "-c", script])
-        .output()?;
+    let run = || {
+        Command::new(AGENT)
+            .args(["run", "--in", "vm", "--hosts", "2", "--quiet", "--results"])
+            .arg(results.path())
+            .args(["--", "sh", "-c", script])
+            .output()
+    };
+    let mut output = run()?;
+    if output.status.code() == Some(125) {
+        println!("the machines did not come up, once more: {output:?}");
+        output = run()?;
+    }
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let mut lines: Vec<_> = std::str::from_utf8(&output.stdout)?.lines().collect();
     lines.sort_unstable();
@@ -66,4 +73,23 @@ fn emulator_of(parent: u32) -> Option<u32> {
         std::fs::read_to_string(format!("/proc/{child}/comm"))
             .is_ok_and(|name| name.starts_with("qemu-system"))
     })
+}
+
+/// This very program, where no emulator is to be found: all its tests are ignored, and a line says why.
+pub(crate) fn without_an_emulator(tests: usize) -> Result<()> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--skip", crate::WITHOUT])
+        .env("PATH", "/nonexistent")
+        .env_remove("QUORATE_SOFT_ROCE")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{output:?}");
+    let skipped: Vec<_> = said.lines().filter(|line| line.starts_with("skipped: ")).collect();
+    let [line] = skipped[..] else { bail!("one line, not {skipped:?}: {said}") };
+    let begin = format!("skipped: no Soft-RoCE here ({tests} tests), missing: qemu-system-x86_64");
+    ensure!(line.starts_with(&begin), "{line}");
+    ensure!(line.ends_with("Run: cargo run -p quorate-soft-roce -- check --install"), "{line}");
+    let counted = format!("0 passed; 0 failed; {tests} ignored;");
+    ensure!(said.contains(&counted), "{counted}: {said}");
+    Ok(())
 }

@@ -13,6 +13,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 mod doctor;
 mod lanes;
+mod members;
 mod sleep;
 
 /// A transport and everything that it said.

@@ -7,7 +7,7 @@ use quorate_consensus::{Incarnation, NodeId};
 use std::time::{Duration, Instant};
 
 /// A scenario fails when what it waits for takes longer.
-pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const DEADLINE: Duration = Duration::from_secs(90);
 pub(super) const A: NodeId = NodeId(1);
 pub(super) const B: NodeId = NodeId(2);
 /// Where a writes at b, and b at a.

@@ -1,6 +1,10 @@
-//! The conformance suite of all transports on a real device: `conformance [DEVICE] [PART]`.
-//! `PART` picks the scenarios whose names contain it.
+//! The conformance suite of all transports on a real device: `conformance [DEVICE] [PART] [broken-fence]`.
+//! `PART` picks the scenarios whose names contain it. With `broken-fence` the transport forgets to
+//! deregister what it revokes: the suite has to fail then.
 
+mod broken;
+
+use broken::BrokenFence;
 use quorate_consensus::NodeId;
 use quorate_ffi::verbs::Library;
 use quorate_transport::{Transport, conformance};
@@ -13,13 +17,22 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let device = arguments.next().filter(|name| name != "-");
     let part = arguments.next().unwrap_or_default();
+    let broken = match arguments.next().as_deref() {
+        None => false,
+        Some("broken-fence") => true,
+        Some(other) => return Err(format!("what is {other}?").into()),
+    };
     let library = Library::load()?;
     let adapter = AdapterOptions { device, ..AdapterOptions::default() };
     // One that cannot be made at all is told as it is.
     drop(endpoints(&library, &adapter, 1)?);
     let mut build = |count| {
         let ends = endpoints(&library, &adapter, count).expect("the first one could be made");
-        ends.into_iter().map(|end| Box::new(end) as Box<dyn Transport>).collect()
+        let boxed = |end| match broken {
+            true => Box::new(BrokenFence(end)) as Box<dyn Transport>,
+            false => Box::new(end),
+        };
+        ends.into_iter().map(boxed).collect()
     };
     let report = conformance::run_matching(&mut build, &part);
     print!("{report}");
