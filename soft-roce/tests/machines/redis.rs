@@ -132,8 +132,9 @@ pub(crate) fn redis_rdma(lab: &Lab) -> Result<()> {
             "leader to followers, {WRITES} writes of 1000 bytes: {rdma} bytes RDMA, {tcp} bytes TCP"
         );
         ensure!(rdma >= 2 * WRITES * 1000, "each follower gets each write: {rdma} bytes");
-        // What TCP carries besides, such as the control lane, is less than one follower's records.
-        ensure!(tcp < WRITES * 1000, "records do not go by TCP: {tcp} bytes");
+        // While one leader leads and no lane breaks the control lane has nothing to say: 0 bytes were
+        // measured. A follower that fell behind asks and is answered there, with a few records.
+        ensure!(tcp < WRITES * 1000 / 50, "records do not go by TCP: {tcp} bytes");
         cluster.converged();
         Ok(())
     })
