@@ -1,6 +1,7 @@
 //! `quorate-soft-roce`: runs any program with Soft-RoCE and emulated persistent memory.
 #![forbid(unsafe_code)]
 
+mod faults;
 mod run;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -81,6 +82,10 @@ struct RunArgs {
     /// A variable for the command, NAME=VALUE. LANG, RUST_*, CARGO_* and QUORATE_* are passed on anyway.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
+    /// What happens meanwhile, such as '5 cut-rdma 1 2', '7.5 kill 1' or '20 heal': seconds after the start
+    /// of the command, and what. `--fault help` names all.
+    #[arg(long = "fault", value_name = "SECONDS VERB", value_parser = faults::planned)]
+    faults: Vec<faults::Planned>,
     /// Seconds that the command may take once it started; then it is killed, with exit code 124.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     time_limit: u64,

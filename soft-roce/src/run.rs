@@ -1,5 +1,6 @@
 //! `quorate-soft-roce run`.
 
+use crate::faults::{Plan, Power};
 use crate::{Accelerator, Place, RunArgs};
 use anyhow::{Context, Result, bail};
 use quorate_soft_roce::{
@@ -18,6 +19,8 @@ pub(crate) const OWN_FAILURE: u8 = 125;
 const TIMED_OUT: u8 = 124;
 /// As a shell says that Ctrl-C ended a command.
 const INTERRUPTED: u8 = 130;
+/// SIGKILL: how a command ended whose host lost its power.
+const KILLED: i32 = 9;
 /// Variables of the caller that the command sees too.
 const PASSED_ON: [&str; 4] = ["LANG", "RUST_", "CARGO_", "QUORATE_"];
 /// The caller is told how a command ended within this time.
@@ -26,9 +29,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode> {
     let needs_machine =
         args.hosts > 1 || args.pmem.is_some() || args.pmem_file.is_some() || args.disk.is_some();
+    let needs_machine = needs_machine || !args.faults.is_empty();
     match args.place {
         Place::Here if needs_machine => {
-            bail!("several hosts, a disk and persistent memory need virtual machines: --in vm")
+            bail!(
+                "several hosts, a disk, persistent memory and faults need virtual machines: --in vm"
+            )
         }
         Place::Here => here(args),
         Place::Auto if !needs_machine && (rxe::existing().is_some() || can_create()) => here(args),
@@ -106,6 +112,8 @@ fn in_machines(args: &RunArgs) -> Result<ExitCode> {
     if args.install {
         needs::install(&needs::look())?;
     }
+    // What is wrong with it is said before anything boots.
+    Plan::new(&args.faults, args.hosts)?;
     let begin = Instant::now();
     let lab = boot(args, &interrupted)?;
     let Some(lab) = lab else { return Ok(ExitCode::from(INTERRUPTED)) };
@@ -175,18 +183,22 @@ fn boot(args: &RunArgs, interrupted: &AtomicBool) -> Result<Option<Lab>> {
 fn follow(args: &RunArgs, lab: &Lab, interrupted: &AtomicBool) -> Result<u8> {
     let mut running = Vec::new();
     for host in lab.hosts() {
-        let prefix = if args.hosts > 1 { format!("{}| ", host.number()) } else { String::new() };
-        running.push(Stream {
-            program: host.spawn(&program(args, lab, host.number())?)?,
-            stdout: Lines::new(prefix.clone()),
-            stderr: Lines::new(prefix),
-            ended: None,
-        });
+        running.push(Stream::start(args, lab, host.number())?);
     }
+    let mut plan = Plan::new(&args.faults, args.hosts)?;
     let deadline = Instant::now() + Duration::from_secs(args.time_limit);
     while running.iter().any(|stream| stream.ended.is_none()) {
         for stream in &mut running {
             stream.pass_on()?;
+        }
+        match plan.act(lab, |what| say(args, what))? {
+            Some(Power::Cut(host)) => {
+                running[usize::from(host) - 1].ended.get_or_insert(Status::Signal(KILLED));
+            }
+            Some(Power::Back(host)) => {
+                running[usize::from(host) - 1] = Stream::start(args, lab, host)?;
+            }
+            None => {}
         }
         let code = if interrupted.load(Ordering::Relaxed) {
             INTERRUPTED
@@ -239,6 +251,17 @@ struct Stream {
 }
 
 impl Stream {
+    /// Starts the command on a host.
+    fn start(args: &RunArgs, lab: &Lab, host: u16) -> Result<Self> {
+        let prefix = if args.hosts > 1 { format!("{host}| ") } else { String::new() };
+        Ok(Self {
+            program: lab.host(host).spawn(&program(args, lab, host)?)?,
+            stdout: Lines::new(prefix.clone()),
+            stderr: Lines::new(prefix),
+            ended: None,
+        })
+    }
+
     /// Passes on what came, waiting a little.
     fn pass_on(&mut self) -> Result<()> {
         while self.ended.is_none() {

@@ -31,7 +31,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
     }
     while !controlled && Instant::now() < deadline {
-        let found = run(&library, &options, Fence::AccessFlags, 65_536, rounds)?;
+        let found = run(&library, &options, Fence::AccessFlags, 4096, rounds)?;
         show(&found);
         controlled = found.late > 0;
     }

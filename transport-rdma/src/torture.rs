@@ -83,8 +83,9 @@ pub fn run(
     let mut random = Randomness::new(0x5eed);
     let ends = (Adapter::open(library, options)?, Adapter::open(library, options)?);
     let source = source_of(&ends.1, bytes)?;
+    let mut looks = [vec![1; bytes], vec![1; bytes]];
     for _ in 0..rounds {
-        round(&ends, &source, &mut finding, &mut random)?;
+        round(&ends, &source, &mut looks, &mut finding, &mut random)?;
     }
     Ok(finding)
 }
@@ -100,6 +101,8 @@ struct Target<'a> {
 fn round(
     (owner, writer): &(Adapter, Adapter),
     source: &MemoryRegion,
+    // What was used before is there at once: between the fence and the first look nothing may take time.
+    [before, after]: &mut [Vec<u8>; 2],
     finding: &mut Finding,
     random: &mut Randomness,
 ) -> Result<(), VerbsError> {
@@ -130,13 +133,13 @@ fn round(
             Fence::Deregister => region.take().map_or(Ok(()), MemoryRegion::deregister),
             Fence::AccessFlags => owned.set_remote_access(false),
         };
-        let before = copy(&memory);
+        memory.copy_out(0, before);
         let deadline = Instant::now() + REFUSED_AFTER;
         while !stream.is_finished() && Instant::now() < deadline {
             std::thread::yield_now();
         }
         std::thread::sleep(LATER);
-        let after = copy(&memory);
+        memory.copy_out(0, after);
         stop.store(true, Ordering::Release);
         let refused = stream.join().unwrap_or(false);
         fenced.map(|()| {
@@ -199,10 +202,4 @@ fn source_of(writer: &Adapter, bytes: usize) -> Result<MemoryRegion, VerbsError>
         memory.copy_in(place * bytes, &vec![place as u8 + 1; bytes]);
     }
     writer.domain().register(&memory, Access::Source)
-}
-
-fn copy(memory: &SharedMemory) -> Vec<u8> {
-    let mut bytes = vec![0; memory.len()];
-    memory.copy_out(0, &mut bytes);
-    bytes
 }

@@ -15,6 +15,9 @@ const TIMEOUT: Duration = Duration::from_millis(1_500);
 const KEYS_OF_A_KIND: u64 = 5;
 /// After so many operations the clients turn to new keys: the search stays small.
 const OPERATIONS_OF_A_GENERATION: u64 = 6_000;
+/// And after so many writes that may have happened at any time since, each of which doubles the search: 21
+/// of them on one key were too many.
+const UNKNOWN_OF_A_GENERATION: u64 = 40;
 /// One operation in so many makes the client go to another replica.
 const MOVE_ONE_IN: u64 = 40;
 
@@ -129,8 +132,9 @@ impl<'a> Worker<'a> {
 
     /// Three kinds of keys, so that each command meets values that it can do something with.
     fn choose(&mut self) -> KvInput {
-        let generation =
-            self.shared.called.fetch_add(1, Ordering::Relaxed) / OPERATIONS_OF_A_GENERATION;
+        let called = self.shared.called.fetch_add(1, Ordering::Relaxed);
+        let unknown = self.shared.unknown.load(Ordering::Relaxed);
+        let generation = called / OPERATIONS_OF_A_GENERATION + unknown / UNKNOWN_OF_A_GENERATION;
         let number = self.random.below(KEYS_OF_A_KIND);
         let kind = ["register", "counter", "text"][self.random.below(3) as usize];
         let key = format!("{kind}-{generation}-{number}");

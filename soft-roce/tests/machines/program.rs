@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 type Test = (&'static str, fn() -> Result<()>);
 
-pub(crate) const TESTS: [Test; 2] = [
+pub(crate) const TESTS: [Test; 3] = [
+    ("run: faults while the command runs", faults),
     ("run: two hosts, output by lines, the worst exit code", two_hosts),
     ("run: killed, no emulator is left", killed),
 ];
@@ -38,6 +39,34 @@ fn two_hosts() -> Result<()> {
     for host in ["1\n", "2\n"] {
         assert_eq!(std::fs::read_to_string(results.path().join(host.trim()))?, host);
     }
+    Ok(())
+}
+
+/// Without the cut host 1 would go on for ever, without the kill host 3.
+fn faults() -> Result<()> {
+    let script = "case $QUORATE_HOST in \
+                  1) while busybox ping -c 1 -W 5 10.77.0.2 >/dev/null; do sleep 0.1; done; echo lost;; \
+                  2) echo fine;; \
+                  3) sleep 1000;; esac";
+    let run = || {
+        Command::new(AGENT)
+            .args(["run", "--in", "vm", "--hosts", "3", "--time-limit", "240"])
+            .args(["--fault", "1 kill 3", "--fault", "0.5 cut 2 1", "--", "sh", "-c", script])
+            .output()
+    };
+    let mut output = run()?;
+    if output.status.code() == Some(125) {
+        println!("the machines did not come up, once more: {output:?}");
+        output = run()?;
+    }
+    // The worst code: that of the command whose host lost its power.
+    assert_eq!(output.status.code(), Some(128 + 9), "{output:?}");
+    let mut lines: Vec<_> = std::str::from_utf8(&output.stdout)?.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["1| lost", "2| fine"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let order = (said.find("0.5 cut 2 1"), said.find("1 kill 3"));
+    ensure!(matches!(order, (Some(first), Some(second)) if first < second), "{said}");
     Ok(())
 }
 
