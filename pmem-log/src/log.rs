@@ -11,7 +11,7 @@ use crate::index::Index;
 use crate::medium::{Area, Medium, open_medium};
 use crate::pool::SyncPool;
 use crate::recovery::{self, Segment};
-use crate::segments::{Keeper, Retired, segment_name};
+use crate::segments::{Keeper, Retired, Zeros, segment_name};
 use crate::superblock::GENESIS_BYTES_MAX;
 use bytes::Bytes;
 use quorate_consensus::buggify::Point;
@@ -472,7 +472,7 @@ impl Log {
         let area = match &mut self.writer {
             Writer::Direct(_) => {
                 self.persist_batch()?;
-                let made = self.keeper.make(number, self.end);
+                let made = self.keeper.make(number, self.end, Zeros::AsFarAsTheyAre);
                 let made = made.map_err(|error| self.fail(&Failure::of_write(&error)))?;
                 self.full = None;
                 Some(made)

@@ -7,7 +7,7 @@ use crate::format::{Geometry, Kind, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, STATED
 use crate::index::Index;
 use crate::medium::{Area, Medium};
 use crate::scan::{Event, Gap, Lost, Present, Tail, scan};
-use crate::segments::{Keeper, is_spare, segment_name, segment_number};
+use crate::segments::{Keeper, Zeros, is_spare, segment_name, segment_number};
 use crate::superblock::{self, Superblock, SuperblockStore};
 use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot};
 use std::collections::VecDeque;
@@ -384,7 +384,7 @@ fn cursor(
     }
     let number = ended_in + 1;
     let area = keeper
-        .make(number, end)
+        .make(number, end, Zeros::Throughout)
         .map_err(|source| refused(medium, "make", &segment_name(number), source))?;
     segments.push_back(Segment { number, area: Some(area), last_slot: Slot::ZERO });
     Ok(geometry.first_offset())

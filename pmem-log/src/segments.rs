@@ -41,6 +41,15 @@ pub(crate) struct Keeper {
     spares: Mutex<Spares>,
 }
 
+/// How far a new segment is to be written with zeros before its use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Zeros {
+    /// All of it: nobody waits.
+    Throughout,
+    /// Somebody waits for it, and would for as long as it takes to write a whole segment.
+    AsFarAsTheyAre,
+}
+
 #[derive(Debug, Default)]
 struct Spares {
     ready: Vec<Spare>,
@@ -102,11 +111,20 @@ impl Keeper {
     }
 
     /// Makes segment `number`, durable with its header when this returns.
-    pub(crate) fn make(&self, number: u64, previous_end: u64) -> io::Result<Arc<dyn Area>> {
+    pub(crate) fn make(
+        &self,
+        number: u64,
+        previous_end: u64,
+        zeros: Zeros,
+    ) -> io::Result<Arc<dyn Area>> {
         let mut spares = self.spares();
         if spares.ready.is_empty() {
             self.begin_filling(&mut spares)?;
-            while self.fill(&mut spares)? {}
+            while zeros == Zeros::Throughout && self.fill(&mut spares)? {}
+            // It reads as zeros either way.
+            if let Some(filling) = spares.filling.take() {
+                spares.ready.push(filling.spare);
+            }
         }
         // Taken out only when it has its new name, so that a failure leaves it for the next try.
         let spare = spares.ready.last().ok_or_else(|| io::Error::other("no spare was made"))?;

@@ -5,7 +5,9 @@ mod support;
 
 use proptest::prelude::*;
 use quorate_consensus::{Ballot, Slot};
-use quorate_pmem_log::{End, Log, LogError, Lsn, Medium, Profile, Record, Recovered};
+use quorate_pmem_log::{
+    End, Log, LogError, LogOptions, Lsn, Medium, Profile, Record, Recovered, SyncSteps,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,6 +83,33 @@ fn what_is_flushed_while_a_sync_runs_goes_with_the_next_one() {
     eventually("all durable", || log.durable().unwrap() == Lsn(20));
     assert_eq!(log.statistics().flushes, 2);
     eventually("two wakes", || wakes.load(Ordering::SeqCst) == 2);
+}
+
+/// Syncs of the device for each of `groups` groups of `bytes`, one handed over when the last is done.
+fn syncs_a_group(groups: u64, bytes: usize) -> f64 {
+    let medium = SimMedium::new(GROUPED);
+    let steps = SyncSteps::default();
+    let options = LogOptions { segment_bytes: 8 << 20, ..options() };
+    let shared = Arc::clone(&medium) as Arc<dyn Medium>;
+    let (mut log, _) = Log::open_stepped(shared, &options, FRESH, &steps).unwrap();
+    let before = medium.control.persists.load(Ordering::SeqCst);
+    for slot in 1..=groups {
+        append(&mut log, slot, 1, bytes).unwrap();
+        log.flush().unwrap();
+        assert!(steps.step(), "the group");
+        assert_eq!(log.durable().unwrap(), Lsn(slot), "nothing else came first");
+    }
+    let syncs = medium.control.persists.load(Ordering::SeqCst) - before;
+    syncs as f64 / groups as f64
+}
+
+#[test]
+fn what_prepares_the_next_segment_costs_large_groups_nothing_and_small_ones_little() {
+    // Three segments' worth: each new one costs its header.
+    let large = syncs_a_group(90, 256 << 10);
+    assert!(large <= 1.05, "{large} syncs for each group of 256 KiB");
+    let small = syncs_a_group(4000, 100);
+    assert!(small > 1.0 && small <= 1.26, "{small} syncs for each small group");
 }
 
 #[test]

@@ -170,6 +170,15 @@ impl Contest {
         spent
     }
 
+    /// Lets all sides take more turns, until there are `turns` of them or `limit` has passed: where a
+    /// sync is slow, and its time varies, a median wants more of them than a benchmark's few samples.
+    pub fn take_turns(&mut self, turns: usize, limit: Duration) {
+        let begin = Instant::now();
+        while self.turns.len() < turns && begin.elapsed() < limit {
+            self.run(self.pace[OURS]);
+        }
+    }
+
     /// The median of nanoseconds a commit of one side; `None` if it did not take part.
     #[must_use]
     pub fn nanos(&self, side: usize) -> Option<f64> {

@@ -1,6 +1,6 @@
 //! The log of this project.
 
-use super::{Clock, SEGMENT_BYTES, Side};
+use super::{CIRCLE_BYTES, Clock, SEGMENT_BYTES, Side};
 use bytes::Bytes;
 use quorate_consensus::{Ballot, Entry, Incarnation, NodeId, Slot, Value, ValueKind};
 use quorate_pmem_log::{Log, LogOptions, MediumKind, Record};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 const NODE: NodeId = NodeId(1);
 const BALLOT: Ballot = Ballot { round: 1, node: NODE };
+const WARM_UP_ENTRY_BYTES: usize = 1 << 20;
 
 fn open(medium: MediumKind, directory: &Path) -> Log {
     let options = LogOptions {
@@ -47,7 +48,21 @@ impl Ours {
     pub(super) fn new(medium: MediumKind, directory: &Path, payloads: &[Bytes]) -> Self {
         let commit_bytes = payloads.iter().map(|value| value.len() as u64).sum();
         let log = open(medium, directory);
-        Self { log, values: values(payloads), commit_bytes, slot: 0, untrimmed: 0, trimmed: 0 }
+        let whole = Bytes::from(vec![0xa5; WARM_UP_ENTRY_BYTES]);
+        let mut this = Self {
+            log,
+            values: values(&[whole]),
+            commit_bytes: WARM_UP_ENTRY_BYTES as u64,
+            slot: 0,
+            untrimmed: 0,
+            trimmed: 0,
+        };
+        // Around its segments, however small the commits are: from then on they are recycled, as those
+        // of a replica are when it has run for a while, and as the file of the loop is.
+        for _ in 0..CIRCLE_BYTES.div_ceil(WARM_UP_ENTRY_BYTES) + 1 {
+            this.commit();
+        }
+        Self { values: values(payloads), commit_bytes, ..this }
     }
 }
 

@@ -3,7 +3,8 @@
 
 use clap::Parser;
 use quorate_explore::log::{Flips, LogSubject, flip_every_byte, try_mutants, workload};
-use quorate_explore::{Budget, Figures, explore};
+use quorate_explore::store::{self, StoreSubject};
+use quorate_explore::{Budget, Figures, Verdict, explore};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -22,7 +23,7 @@ struct Arguments {
     /// Threads.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Only this medium: pmem or file.
+    /// Only this medium: pmem, file, or (with --flips) paged.
     #[arg(long)]
     medium: Option<String>,
     /// Then also see that each mistake is found: nothing made durable at one site, a wrong order.
@@ -36,7 +37,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(records) = arguments.flips {
-        return flips(records, arguments.jobs.max(1));
+        return flips(records, arguments.medium.as_deref(), arguments.jobs.max(1));
     }
     let mut found = false;
     for (name, subject) in [("pmem", LogSubject::PMEM), ("file", LogSubject::FILE)] {
@@ -44,13 +45,60 @@ fn main() -> ExitCode {
             found |= run(&arguments, name, &subject).is_err();
         }
     }
+    for (name, subject) in [("pmem", StoreSubject::PMEM), ("file", StoreSubject::FILE)] {
+        if arguments.medium.as_deref().is_none_or(|only| only == name) {
+            found |= run_store(&arguments, &format!("checkpoints on {name}"), &subject).is_err();
+        }
+    }
     if found { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn flips(records: u64, jobs: usize) -> ExitCode {
+/// The checkpoint store, by a run that meets everything that it does.
+fn run_store(arguments: &Arguments, name: &str, subject: &StoreSubject) -> Result<(), ()> {
+    let begin = Instant::now();
+    let (seed, jobs) = (arguments.seed, arguments.jobs.max(1));
+    let budget = Budget { samples: arguments.samples, seed, ..Budget::default() };
+    let events =
+        store::workload(subject).map_err(|fault| println!("{name}: without a crash: {fault}"))?;
+    println!("{name}: {} events", events.len());
+    let explored = explore(subject, subject.crash_model(), budget, None, &events, jobs);
+    let figures = explored.map_err(|violation| println!("{name}: VIOLATION: {violation}"))?;
+    print(name, &figures, begin.elapsed().as_secs_f64());
+    if !arguments.mutants {
+        return Ok(());
+    }
+    let begin = Instant::now();
+    let verdicts = store::try_mutants(subject, &events, budget, &figures, jobs);
+    judge(name, &verdicts, begin.elapsed().as_secs_f64())
+}
+
+fn judge(name: &str, verdicts: &[Verdict], seconds: f64) -> Result<(), ()> {
+    let (mut found, mut wrong) = (0, 0);
+    for verdict in verdicts {
+        let said = match (&verdict.found, verdict.harmless) {
+            (Some(violation), None) => {
+                found += 1;
+                format!("found: {}", violation.what)
+            }
+            (None, Some(why)) => format!("harmless: {why}"),
+            (None, None) => "NOT FOUND".to_owned(),
+            (Some(violation), Some(_)) => format!("NOT HARMLESS: {violation}"),
+        };
+        wrong += usize::from(verdict.found.is_some() == verdict.harmless.is_some());
+        println!("{name}: mutant: {}: {said}", verdict.mutant);
+    }
+    let all = verdicts.len();
+    println!("{name}: {found} of {all} mutants found, {wrong} not as expected, {seconds:.1} s");
+    if wrong == 0 { Ok(()) } else { Err(()) }
+}
+
+fn flips(records: u64, only: Option<&str>, jobs: usize) -> ExitCode {
     let media =
         [("pmem", LogSubject::PMEM), ("paged", LogSubject::PAGED), ("file", LogSubject::FILE)];
     for (name, subject) in media {
+        if only.is_some_and(|only| only != name) {
+            continue;
+        }
         let begin = Instant::now();
         let flipped = flip_every_byte(&subject, records, jobs);
         let seconds = begin.elapsed().as_secs_f64();
@@ -88,25 +136,7 @@ fn run(arguments: &Arguments, name: &str, subject: &LogSubject) -> Result<(), ()
             print(name, &figures, seconds);
             let begin = Instant::now();
             let verdicts = try_mutants(subject, &events, budget, &figures, arguments.jobs.max(1));
-            let (mut found, mut wrong) = (0, 0);
-            for verdict in &verdicts {
-                let said = match (&verdict.found, verdict.harmless) {
-                    (Some(violation), None) => {
-                        found += 1;
-                        format!("found: {}", violation.what)
-                    }
-                    (None, Some(why)) => format!("harmless: {why}"),
-                    (None, None) => "NOT FOUND".to_owned(),
-                    (Some(violation), Some(_)) => format!("NOT HARMLESS: {violation}"),
-                };
-                wrong += usize::from(verdict.found.is_some() == verdict.harmless.is_some());
-                println!("{name}: mutant: {}: {said}", verdict.mutant);
-            }
-            let (all, seconds) = (verdicts.len(), begin.elapsed().as_secs_f64());
-            println!(
-                "{name}: {found} of {all} mutants found, {wrong} not as expected, {seconds:.1} s"
-            );
-            if wrong == 0 { Ok(()) } else { Err(()) }
+            judge(name, &verdicts, begin.elapsed().as_secs_f64())
         }
         Err(violation) => {
             println!("{name}: VIOLATION after {seconds:.1} s: {violation}");

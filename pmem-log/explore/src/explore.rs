@@ -26,6 +26,9 @@ pub trait Subject: Sync {
     /// Learns what the run says. Whether less may come back from now on: then that is tried at once.
     fn note(&self, model: &mut Self::Model, mark: &Self::Mark) -> bool;
 
+    /// Whether others rely on something from this mark on.
+    fn acknowledges(&self, mark: &Self::Mark) -> bool;
+
     /// Opens what is on the medium and says whether it is something that the model allows; if
     /// `go_on`, also that work goes on from there, across another opening. Everything that happens
     /// is marked on the tape, so that it can itself be explored.
@@ -202,6 +205,9 @@ impl<S: Subject> fmt::Debug for Explorer<'_, S> {
     }
 }
 
+/// How many units are named in a violation.
+const DOUBTS_SHOWN: usize = 16;
+
 /// Consecutive points that one job explores, so that it sees what they have in common.
 const STRETCH: usize = 64;
 
@@ -373,7 +379,16 @@ impl<'a, S: Subject> Explorer<'a, S> {
                 continue;
             }
             let image = disk.crashed(&doubts, &kept, changes as usize);
-            let what = || format!("{changes} changes of names and of {doubts:?} {kept:?}");
+            let what = || {
+                let kept: Vec<_> =
+                    doubts.iter().zip(&kept).filter(|(_, kept)| **kept > 0).collect();
+                let some = &kept[..kept.len().min(DOUBTS_SHOWN)];
+                format!(
+                    "{changes} changes of names, and {} of {} units in doubt: {some:?}",
+                    kept.len(),
+                    doubts.len()
+                )
+            };
             self.image(&image, model, depth, &what)?;
         }
         Ok(())

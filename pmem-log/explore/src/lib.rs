@@ -27,11 +27,14 @@
 mod disk;
 mod explore;
 pub mod log;
+mod mutants;
 mod random;
+pub mod store;
 mod tape;
 
 pub use disk::{CrashModel, Disk, Image};
 pub use explore::{
     Budget, Durable, Explorer, Figures, Subject, Violation, explore, medium, record,
 };
+pub use mutants::{Mutants, Reorder, Verdict, try_all};
 pub use tape::{Event, Tape};

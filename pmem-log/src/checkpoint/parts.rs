@@ -111,12 +111,16 @@ impl Parts {
     /// persisted, since a process that died may have left blocks that never were.
     pub(super) fn resume(medium: Arc<dyn Medium>, slot: Slot, block: u64) -> io::Result<Self> {
         let mut parts = Self::new(medium, slot);
-        let (last, _) = place(block);
+        let (last, offset) = place(block);
         for part in 0..=last {
             match parts.medium.open(&part_name(slot, part)) {
                 Ok(area) if area.bytes() == part_bytes(part) => {
                     area.persist(0, area.bytes())?;
                     parts.current = Some((part, area));
+                }
+                // It was being made when the process died, and holds nothing that is needed.
+                Ok(_) if part == last && offset == 0 => {
+                    parts.medium.remove(&part_name(slot, part))?;
                 }
                 Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
                 // The next block begins a part that was not made yet.

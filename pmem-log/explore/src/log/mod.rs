@@ -8,7 +8,7 @@ mod sites;
 
 pub use flips::{Flips, flip_every_byte};
 pub use model::{Mark, Model, Phase};
-pub use mutants::{DOUBLE, HARMLESS, REORDERS, Reorder, Verdict, try_mutants};
+pub use mutants::{DOUBLE, HARMLESS, REORDERS, try_mutants};
 pub use run::{Workload, workload};
 
 use crate::disk::CrashModel;
@@ -88,6 +88,10 @@ impl Subject for LogSubject {
             mark,
             Mark::Acknowledged(_) | Mark::Founded | Mark::Recovered(..) | Mark::Sealed(_)
         )
+    }
+
+    fn acknowledges(&self, mark: &Mark) -> bool {
+        matches!(mark, Mark::Acknowledged(_))
     }
 
     fn recover(&self, tape: &Tape<Mark>, model: &Model, go_on: bool) -> Result<(), String> {

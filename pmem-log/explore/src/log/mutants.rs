@@ -1,11 +1,10 @@
 //! Logs that are wrong in one place: each must be found.
 
-use super::model::{Mark, Model};
-use super::{LogSubject, sites};
-use crate::disk::{Disk, Image};
-use crate::explore::{Budget, Durable, Figures, Subject, Violation, explore};
+use super::LogSubject;
+use super::model::Mark;
+use crate::explore::{Budget, Figures};
+use crate::mutants::{Mutants, Reorder, Verdict, try_all};
 use crate::tape::Event;
-use std::collections::VecDeque;
 
 /// Sites whose operation may as well make nothing durable, and why. Each is right on every medium,
 /// and a test holds that the explorer agrees.
@@ -36,19 +35,6 @@ pub const DOUBLE: [&str; 5] = [
     "open a superblock",
     "open a superblock in the making",
 ];
-
-/// A wrong order of operations.
-#[derive(Clone, Copy, Debug)]
-pub struct Reorder {
-    /// What is wrong.
-    pub name: &'static str,
-    /// What is done too late.
-    moved: &'static [&'static str],
-    /// Behind the next of these.
-    behind: &'static [&'static str],
-    /// Only if nothing else is done between.
-    adjacent: bool,
-}
 
 /// Wrong orders that must be found.
 pub const REORDERS: [Reorder; 6] = [
@@ -90,72 +76,6 @@ pub const REORDERS: [Reorder; 6] = [
     },
 ];
 
-impl Reorder {
-    /// The run in this order.
-    #[must_use]
-    pub fn apply(&self, subject: &LogSubject, events: &[Event<Mark>]) -> Vec<Event<Mark>> {
-        let mut reordered = Vec::with_capacity(events.len());
-        let mut held = VecDeque::new();
-        for (event, label) in events.iter().zip(labels(subject, events)) {
-            if self.moved.contains(&label.as_str()) {
-                held.push_back(event.clone());
-                continue;
-            }
-            let is_behind = self.behind.contains(&label.as_str());
-            if !is_behind && self.adjacent && !matches!(event, Event::Mark(_)) {
-                reordered.extend(held.drain(..));
-            }
-            reordered.push(event.clone());
-            if is_behind {
-                reordered.extend(held.drain(..));
-            }
-        }
-        reordered.extend(held);
-        reordered
-    }
-}
-
-/// What each event is for, in words.
-fn labels(subject: &LogSubject, events: &[Event<Mark>]) -> Vec<String> {
-    let mut disk = Disk::new(subject.crash_model(), &Image::default());
-    let mut model = Model::default();
-    let label = |event: &Event<Mark>| {
-        let label = match event {
-            Event::Mark(Mark::Acknowledged(_)) => Some("acknowledge".to_owned()),
-            Event::Write { area, offset, bytes } => {
-                let (name, bytes) = (disk.name_of(*area), bytes.len() as u64);
-                let durable = Durable::Persist { name, offset: *offset, bytes };
-                sites::site(model.phase(), &durable).map(|site| format!("write {site}"))
-            }
-            Event::Persist { area, offset, bytes } => {
-                let name = disk.name_of(*area);
-                let durable = Durable::Persist { name, offset: *offset, bytes: *bytes };
-                sites::site(model.phase(), &durable)
-            }
-            Event::Rename { from, to } => sites::site(model.phase(), &Durable::Rename { from, to }),
-            Event::Remove { name } => sites::site(model.phase(), &Durable::Remove { name }),
-            Event::Mark(_) | Event::Open { .. } | Event::Create { .. } => None,
-        };
-        if let Event::Mark(mark) = event {
-            subject.note(&mut model, mark);
-        }
-        disk.apply(event, false);
-        label.unwrap_or_default()
-    };
-    events.iter().map(label).collect()
-}
-
-/// How a mutant fared.
-#[derive(Clone, Debug)]
-pub struct Verdict {
-    /// Which.
-    pub mutant: String,
-    /// How it was found; `None` if it was not.
-    pub found: Option<Violation>,
-    /// Why it need not be found.
-    pub harmless: Option<&'static str>,
-}
-
 /// Tries every mutant of a run: each site that the exploration of the run itself met, and each
 /// wrong order.
 #[must_use]
@@ -167,21 +87,12 @@ pub fn try_mutants(
     jobs: usize,
 ) -> Vec<Verdict> {
     let model = subject.crash_model();
-    let mut verdicts = Vec::new();
-    for site in met.sites.keys() {
-        let found = explore(subject, model, budget, Some(site), events, jobs).err();
-        let harmless = HARMLESS.iter().find(|(harmless, _)| harmless == site);
-        let mut harmless = harmless.map(|(_, why)| *why);
-        if model.open_persists && DOUBLE.contains(&site.as_str()) {
-            harmless = Some("opening the area and settling what counts do the same here");
+    let harmless = |site: &str| {
+        if model.open_persists && DOUBLE.contains(&site) {
+            return Some("opening the area and settling what counts do the same here");
         }
-        let mutant = format!("nothing becomes durable: {site}");
-        verdicts.push(Verdict { mutant, found, harmless });
-    }
-    for reorder in REORDERS {
-        let events = reorder.apply(subject, events);
-        let found = explore(subject, model, budget, None, &events, jobs).err();
-        verdicts.push(Verdict { mutant: reorder.name.to_owned(), found, harmless: None });
-    }
-    verdicts
+        HARMLESS.iter().find(|(harmless, _)| *harmless == site).map(|(_, why)| *why)
+    };
+    let mutants = Mutants { harmless: &harmless, reorders: &REORDERS };
+    try_all(subject, model, events, budget, met, jobs, &mutants)
 }
