@@ -368,17 +368,23 @@ pub struct Genesis {
     pub cluster: u64,
     /// The first configuration: id 1, voters only.
     pub configuration: Configuration,
+    /// The cluster that this one was recovered from, after its majority was lost (rule F7).
+    pub recovered_from: Option<u64>,
 }
 
 impl Genesis {
     /// Little endian: version u16 = 1, count u16, cluster u64, then node u16 + incarnation u64 for
-    /// each voter.
+    /// each voter. Of a recovered cluster: version 2, and behind the cluster the one that was lost,
+    /// u64.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(12 + 10 * self.configuration.voters.len());
-        out.put_u16_le(1);
+        let mut out = Vec::with_capacity(20 + 10 * self.configuration.voters.len());
+        out.put_u16_le(if self.recovered_from.is_some() { 2 } else { 1 });
         out.put_u16_le(self.configuration.voters.len() as u16);
         out.put_u64_le(self.cluster);
+        if let Some(lost) = self.recovered_from {
+            out.put_u64_le(lost);
+        }
         for member in &self.configuration.voters {
             out.put_u16_le(member.node.0);
             out.put_u64_le(member.incarnation.0);
@@ -389,11 +395,17 @@ impl Genesis {
     /// The inverse of [`Genesis::encode`]; none for anything else.
     #[must_use]
     pub fn decode(mut bytes: &[u8]) -> Option<Self> {
-        if bytes.len() < 12 || bytes.get_u16_le() != 1 {
+        if bytes.len() < 12 {
             return None;
         }
+        let version = bytes.get_u16_le();
         let count = usize::from(bytes.get_u16_le());
         let cluster = bytes.get_u64_le();
+        let recovered_from = match version {
+            1 => None,
+            2 => Some(bytes.try_get_u64_le().ok()?),
+            _ => return None,
+        };
         if count == 0 || bytes.len() != count * 10 {
             return None;
         }
@@ -403,8 +415,11 @@ impl Genesis {
             voters.push(Member { node, incarnation: Incarnation(bytes.get_u64_le()) });
         }
         let sorted = voters.windows(2).all(|pair| pair[0].node < pair[1].node);
-        (sorted && voters[0].node != NodeId(0))
-            .then(|| Self { cluster, configuration: Configuration::of_voters(1, voters) })
+        (sorted && voters[0].node != NodeId(0)).then(|| Self {
+            cluster,
+            configuration: Configuration::of_voters(1, voters),
+            recovered_from,
+        })
     }
 }
 
@@ -510,11 +525,13 @@ pub(crate) mod tests {
 
     #[test]
     fn genesis_survives_the_wire_and_rejects_noise() {
-        let genesis = Genesis { cluster: 77, configuration: of(3) };
-        let bytes = genesis.encode();
-        assert_eq!(Genesis::decode(&bytes), Some(genesis));
-        for cut in 0..bytes.len() {
-            assert_eq!(Genesis::decode(&bytes[..cut]), None);
+        for recovered_from in [None, Some(76)] {
+            let genesis = Genesis { cluster: 77, configuration: of(3), recovered_from };
+            let bytes = genesis.encode();
+            assert_eq!(Genesis::decode(&bytes), Some(genesis));
+            for cut in 0..bytes.len() {
+                assert_eq!(Genesis::decode(&bytes[..cut]), None);
+            }
         }
     }
 }

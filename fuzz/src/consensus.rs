@@ -102,6 +102,7 @@ pub(crate) fn genesis_seeds() -> Vec<Vec<u8>> {
     let of = |count: u16| Genesis {
         cluster: 5,
         configuration: Configuration::of_voters(1, (1..=count).map(member).collect()),
+        recovered_from: (count == 9).then_some(7),
     };
     [1, 3, 9].map(|count| of(count).encode().to_vec()).to_vec()
 }

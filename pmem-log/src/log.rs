@@ -209,6 +209,17 @@ impl Log {
         written.map_err(|error| self.fail(&Failure::of_sync(&error)))
     }
 
+    /// Stores another founding document in the place of the one that is set: the directory belongs to
+    /// another cluster from then on. For recovery after the loss of a majority, and for nothing else.
+    ///
+    /// # Errors
+    /// As [`Log::set_genesis`].
+    pub fn replace_genesis(&mut self, document: Bytes) -> Result<(), LogError> {
+        self.check()?;
+        self.keeper.superblock().current.genesis = None;
+        self.set_genesis(document)
+    }
+
     /// Stages a record. `commit_slot` is the highest slot that the caller knows to be chosen: it
     /// rides in the record's header, so that recovery knows it too.
     ///

@@ -66,8 +66,8 @@ pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{
     CheckpointStatus, CheckpointTaken, CheckpointView, Consistency, Context, Counters, Failure,
     GroupOutcome, Handle, Latencies, MayLead, NOTIFICATIONS_MAX, Node, NodeError, NodeOptions,
-    Notification, PeerStatus, Pending, PendingGroup, Reason, Replay, ReplayError, Replayed,
-    Replier, Runner, StateMachine, StateReader, Status,
+    Notification, PeerStatus, Pending, PendingGroup, Reason, RecoverError, RecoveredCluster,
+    Recovery, Replay, ReplayError, Replayed, Replier, Runner, StateMachine, StateReader, Status,
 };
 pub use quorate_transport::{self as transport, Transport};
 #[cfg(feature = "rdma")]
@@ -76,7 +76,8 @@ pub use quorate_transport_rdma as rdma;
 pub use remote::{CLIENTS_MAX, Client, ClientOptions, ConnectError, IN_FLIGHT_MAX};
 
 /// A random number from the system's entropy, by way of the standard library's hash seeds.
-fn random() -> u64 {
+#[must_use]
+pub fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish() | 1
 }

@@ -71,7 +71,8 @@ impl Founding {
             (mixed ^ member.incarnation.0).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
         });
         let configuration = Configuration::of_voters(1, voters);
-        Some(Genesis { cluster: cluster | 1, configuration }.encode())
+        let recovered_from = None;
+        Some(Genesis { cluster: cluster | 1, configuration, recovered_from }.encode())
     }
 
     /// The message to repeat to all peers, if it is time.

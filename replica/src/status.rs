@@ -13,6 +13,8 @@ pub struct Status {
     pub node: NodeId,
     /// The cluster's number; none while the cluster is not founded.
     pub cluster: Option<u64>,
+    /// The cluster that it was recovered from, after its majority was lost.
+    pub recovered_from: Option<u64>,
     /// What it is.
     pub role: RoleName,
     /// Who leads, as far as it knows.

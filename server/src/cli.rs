@@ -48,6 +48,9 @@ pub enum Command {
     /// Shows or exports the state that a stopped replica's directory holds, as of a slot. Writes
     /// nothing to it.
     Replay(ReplayArgs),
+    /// Makes another cluster of what is left after the majority is lost for good. Says what it costs,
+    /// and changes nothing without the confirmation that it asks for. Exit code 1: nothing was changed.
+    Recover(RecoverArgs),
     /// Hands leadership to another replica, without a stop. Exit code 0: it leads; 1: it does not.
     Transfer(TransferArgs),
     /// Measures a cluster of three processes on this machine.
@@ -297,6 +300,21 @@ pub struct ReplayArgs {
     /// Writes all keys to this file, as one JSON object a line.
     #[arg(long, value_name = "FILE")]
     pub export: Option<PathBuf>,
+}
+
+/// `quorate recover`
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The configuration of the replica that is to go on. It does not run.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The directory of another replica that is left, or a copy of it. It is read only: what it has
+    /// accepted beyond the first one is taken over. May be given more than once.
+    #[arg(long, value_name = "DIR")]
+    pub and: Vec<PathBuf>,
+    /// Does it. The number of the cluster, as this command prints it.
+    #[arg(long, value_name = "CLUSTER")]
+    pub accept_loss: Option<String>,
 }
 
 /// `quorate bench`

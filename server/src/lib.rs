@@ -22,6 +22,7 @@ pub mod log_command;
 pub mod machine;
 pub mod members;
 pub mod metrics;
+pub mod recover;
 pub mod replay;
 pub mod report;
 pub mod resp;

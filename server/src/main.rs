@@ -5,7 +5,8 @@ use clap::Parser;
 use quorate_server::cli::{Cli, Command, LogFormat};
 use quorate_server::config::Config;
 use quorate_server::{
-    bench, checkpoint, cluster, doctor, log_command, members, replay, serve, status, transfer,
+    bench, checkpoint, cluster, doctor, log_command, members, recover, replay, serve, status,
+    transfer,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -46,6 +47,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Member(command) => members::run(command),
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Log(command) => log_command::run(command),
+        Command::Recover(args) => recover::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Transfer(args) => transfer::run(args),
         Command::Bench(args) => bench::run(args),

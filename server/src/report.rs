@@ -12,6 +12,9 @@ pub struct Report {
     pub process: u32,
     /// The cluster's number, 16 hexadecimal digits; empty before it is founded.
     pub cluster: String,
+    /// The cluster that it was recovered from, after its majority was lost.
+    #[serde(default)]
+    pub recovered_from: Option<String>,
     /// `leader`, `follower`, `candidate` or `learner`.
     pub role: String,
     /// Who leads, as far as it knows.
@@ -249,6 +252,7 @@ impl From<&Status> for Report {
             node: status.node.0,
             process: std::process::id(),
             cluster: status.cluster.map(|cluster| format!("{cluster:016x}")).unwrap_or_default(),
+            recovered_from: status.recovered_from.map(|lost| format!("{lost:016x}")),
             role: status.role.to_string(),
             leader: status.leader.map(|node| node.0),
             ballot: status.ballot.to_string(),

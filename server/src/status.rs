@@ -160,9 +160,27 @@ fn leads(report: &&Report) -> bool {
 /// A replica this many slots behind is worth a line.
 const LAG_WORTH_TELLING: u64 = 1_000;
 
+/// Replicas of a cluster that lost its majority, beside one of the cluster that was recovered from it.
+fn of_a_lost_cluster(answers: &[Answer]) -> Vec<String> {
+    let reports =
+        || answers.iter().filter_map(|answer| Some((answer, answer.report.as_ref().ok()?)));
+    let told = |(answer, report): (&Answer, &Report)| {
+        let recovered =
+            reports().find(|(_, other)| other.recovered_from.as_ref() == Some(&report.cluster));
+        let (_, recovered) = recovered?;
+        Some(format!(
+            "replica {} ({}) is of cluster {}, which lost its majority and goes on as cluster {}: stop it, \
+             and start it with an empty directory",
+            report.node, answer.address, report.cluster, recovered.cluster
+        ))
+    };
+    reports().filter_map(told).collect()
+}
+
 /// What is wrong, worst first, each with what to do.
 fn problems(answers: &[Answer]) -> Vec<String> {
     let mut problems = Vec::new();
+    problems.extend(of_a_lost_cluster(answers));
     let reports: Vec<&Report> =
         answers.iter().filter_map(|answer| answer.report.as_ref().ok()).collect();
     let total = answers.len();

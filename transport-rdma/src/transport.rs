@@ -763,6 +763,10 @@ impl Transport for RdmaTransport {
 
     fn set_cluster(&mut self, cluster: u64) {
         self.tcp.set_cluster(cluster);
+    }
+
+    fn set_lost_cluster(&mut self, cluster: u64) {
+        self.tcp.set_lost_cluster(cluster);
         self.unsettled = true;
     }
 

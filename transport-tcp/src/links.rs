@@ -249,9 +249,10 @@ impl TcpTransport {
                 self.local, hello.to
             ));
         }
+        // First, since it says most.
+        self.same_cluster(hello.cluster)?;
         let place = self.place(hello.from);
         let place = place.ok_or_else(|| format!("replica {} is not a peer", hello.from))?;
-        self.same_cluster(hello.cluster)?;
         if hello.from < self.local {
             return Err("the replica with the higher id dials".into());
         }
@@ -263,6 +264,12 @@ impl TcpTransport {
             return Ok(());
         }
         let ours = self.cluster;
+        if theirs == self.lost_cluster {
+            return Err(format!(
+                "cluster {theirs:016x} lost its majority and goes on as cluster {ours:016x}, without what \
+                 this directory has: start the replica with an empty one, then `quorate member add`"
+            ));
+        }
         Err(format!("wrong cluster: {theirs:016x} there, {ours:016x} here"))
     }
 

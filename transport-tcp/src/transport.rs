@@ -34,6 +34,8 @@ const WRITE_BYTES_MAX: usize = SEND_QUEUE_BYTES_MAX - HEADER_BYTES;
 pub struct TcpTransport {
     pub(crate) local: NodeId,
     pub(crate) cluster: u64,
+    /// The cluster that ours was recovered from; 0 for none.
+    pub(crate) lost_cluster: u64,
     address: SocketAddr,
     pub(crate) poll: Poll,
     readiness: Events,
@@ -87,6 +89,7 @@ impl TcpTransport {
         let mut transport = Self {
             local,
             cluster,
+            lost_cluster: 0,
             address,
             poll,
             readiness: Events::with_capacity(EVENTS_MAX),
@@ -342,6 +345,10 @@ impl Transport for TcpTransport {
                 }
             }
         }
+    }
+
+    fn set_lost_cluster(&mut self, cluster: u64) {
+        self.lost_cluster = cluster;
     }
 
     fn local(&self) -> NodeId {

@@ -306,6 +306,9 @@ pub trait Transport: Send {
     /// member of another one from now on. A peer that does not know its cluster yet is welcome.
     fn set_cluster(&mut self, _cluster: u64) {}
 
+    /// Names the cluster that this one was recovered from: a member of it that greets is told so.
+    fn set_lost_cluster(&mut self, _cluster: u64) {}
+
     /// What the link to `peer` looks like.
     fn status(&self, peer: NodeId) -> LinkStatus;
 }

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use image::IMAGE_PIECE_BYTES;
-pub(crate) use image::{Head, Source, read_state};
+pub(crate) use image::{Head, Source, read_head, read_state};
 use worker::Worker;
 
 /// Requests of peers for blocks that wait to be read; one beyond it is dropped, and asked again.
@@ -36,6 +36,7 @@ pub(crate) enum Job {
     /// A peer asked for blocks.
     Read {
         to: NodeId,
+        cluster: u64,
         at_least: Slot,
         want: Option<(CheckpointId, u64)>,
         bytes_max: usize,
@@ -119,7 +120,7 @@ impl CheckpointSteps {
     /// Also gives back what the newest checkpoint begins with, as far as one can be read.
     pub(crate) fn new(store: CheckpointStore, wake: Arc<dyn Wake>) -> (Self, Option<Head>) {
         let heads = store.installed().iter().rev();
-        let head = |found| image::read_head(&mut store.reader(found).ok()?).ok();
+        let head = |found| read_head(&mut store.reader(found).ok()?).ok();
         let head = heads.filter_map(head).next();
         let desk = Mutex::new(Desk::default());
         let shared = Arc::new(Shared { desk, changed: Condvar::new(), wake });

@@ -88,9 +88,9 @@ impl Worker {
                 self.report(Done::Written { id, next, result });
                 bytes
             }
-            Job::Read { to, at_least, want, bytes_max, now } => {
+            Job::Read { to, cluster, at_least, want, bytes_max, now } => {
                 self.now = self.now.max(now);
-                self.read(to, at_least, want, bytes_max)
+                self.read(to, cluster, at_least, want, bytes_max)
             }
             Job::Restore { machine, at_least } => {
                 self.restore(machine, at_least);
@@ -202,6 +202,7 @@ impl Worker {
     fn read(
         &mut self,
         to: NodeId,
+        cluster: u64,
         at_least: Slot,
         want: Option<(CheckpointId, u64)>,
         bytes_max: usize,
@@ -212,7 +213,9 @@ impl Worker {
                 let found = installed.iter().find(|found| found.id == id);
                 found.filter(|found| first < found.blocks).map(|found| (*found, first))
             });
-            let newest = installed.last().filter(|newest| newest.id.slot >= at_least);
+            // One from before a recovery (rule F7) names the cluster that was lost.
+            let mut ours = installed.iter().filter(|found| found.id.cluster == cluster);
+            let newest = ours.next_back().filter(|newest| newest.id.slot >= at_least);
             let Some((checkpoint, first)) = wanted.or(newest.map(|newest| (*newest, 0))) else {
                 let message = Message::SnapshotReply {
                     slot: Slot::ZERO,

@@ -146,8 +146,12 @@ impl Node {
             }
             return;
         }
+        // Rule F7: a recovered replica has what it can give to others only when it took one of its own.
+        let cluster = self.genesis.as_ref().map(|genesis| genesis.cluster);
+        let foreign = checkpoints.newest.is_some_and(|newest| Some(newest.id.cluster) != cluster);
+        let foreign = foreign && self.clock.now >= checkpoints.not_before;
         let asked = !checkpoints.asked.is_empty();
-        if asked || self.checkpoint_is_due(slot.0 - newest.0) {
+        if asked || foreign || self.checkpoint_is_due(slot.0 - newest.0) {
             self.begin_checkpoint(slot);
         }
     }

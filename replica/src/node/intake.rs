@@ -173,11 +173,21 @@ impl Node {
         };
         if let Some(ours) = &self.genesis {
             if ours.cluster != theirs.cluster {
-                let reason = format!(
-                    "it belongs to cluster {:016x}, this replica to cluster {:016x}: check the peer \
-                     addresses and the data directories",
-                    theirs.cluster, ours.cluster
-                );
+                let (of, with) = (theirs.cluster, ours.cluster);
+                let reason = match (ours.recovered_from, theirs.recovered_from) {
+                    (Some(lost), _) if lost == of => format!(
+                        "cluster {of:016x} lost its majority and goes on as cluster {with:016x}: start \
+                         the replica with an empty directory, then `quorate member add`"
+                    ),
+                    (_, Some(lost)) if lost == with => format!(
+                        "cluster {with:016x} of this replica lost its majority and goes on as cluster \
+                         {of:016x}: start this replica with an empty directory, then `quorate member add`"
+                    ),
+                    _ => format!(
+                        "it belongs to cluster {of:016x}, this replica to cluster {with:016x}: check the \
+                         peer addresses and the data directories"
+                    ),
+                };
                 tracing::error!(peer = %from, reason);
                 self.post(from, &Message::Goodbye { to: from, reason: reason.clone().into() });
                 self.transport.flush();

@@ -336,6 +336,9 @@ impl Node {
         }
         self.core = Some(core);
         self.transport.set_cluster(genesis.cluster);
+        if let Some(lost) = genesis.recovered_from {
+            self.transport.set_lost_cluster(lost);
+        }
         self.genesis = Some(genesis);
         self.founding = None;
         self.members_seen = None;

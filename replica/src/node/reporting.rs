@@ -15,6 +15,7 @@ pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Laten
     Status {
         node: options.node,
         cluster: None,
+        recovered_from: None,
         role: RoleName::Follower,
         leader: None,
         ballot: Ballot::ZERO,
@@ -54,6 +55,7 @@ impl Node {
     pub fn status(&self) -> Status {
         let mut status = initial_status(&self.options, &self.log, &self.latencies);
         status.cluster = self.genesis.as_ref().map(|genesis| genesis.cluster);
+        status.recovered_from = self.genesis.as_ref().and_then(|genesis| genesis.recovered_from);
         status.trouble = self.trouble();
         status.waiting_requests = self.waiting.len()
             + self.reads.len()

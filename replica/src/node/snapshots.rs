@@ -103,12 +103,20 @@ impl Node {
         bytes_max: u32,
     ) {
         let Some(genesis) = &self.genesis else { return };
-        let id = CheckpointId { slot, digest, cluster: genesis.cluster };
+        let cluster = genesis.cluster;
+        let id = CheckpointId { slot, digest, cluster };
         let want = (slot > Slot::ZERO).then_some((id, first));
         let bytes_max = (bytes_max as usize).clamp(BLOCK_BYTES, REPLY_BYTES_MAX);
         let now = self.clock.now;
         // One that is dropped is asked for again.
-        self.checkpoints.steps.submit(Job::Read { to: from, at_least, want, bytes_max, now });
+        self.checkpoints.steps.submit(Job::Read {
+            to: from,
+            cluster,
+            at_least,
+            want,
+            bytes_max,
+            now,
+        });
     }
 
     /// A peer gives blocks, or says that it has none that help.

@@ -191,6 +191,8 @@ pub struct Cluster {
     pub replicas: Vec<Replica>,
     pub ports: Ports,
     pub folder: Folder,
+    /// How many replicas founded it: those that most of what follows is about.
+    founders: u16,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -205,13 +207,26 @@ impl Cluster {
 
     /// Three replicas that do not run yet, each configuration changed by `adjust`.
     pub fn prepare(name: &str, durability: &str, adjust: impl Fn(&mut Config)) -> Self {
+        Self::prepare_of(3, name, durability, adjust)
+    }
+
+    /// As many founding members that do not run yet.
+    pub fn prepare_of(
+        count: u16,
+        name: &str,
+        durability: &str,
+        adjust: impl Fn(&mut Config),
+    ) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let ports = Ports::reserve();
         let folder = Folder::new(name);
-        let replicas = (1..=3).map(|node| {
+        let replicas = (1..=count).map(|node| {
             let home = folder.path().join(format!("replica-{node}"));
             fs::create_dir_all(&home).expect("a folder for the replica");
             let mut config = config(&ports, &home, node, durability);
+            let member =
+                |node| MemberConfig { node, peer: ports.peer(node), client: ports.client(node) };
+            config.members = (1..=count).map(member).collect();
             adjust(&mut config);
             Replica {
                 config,
@@ -221,7 +236,7 @@ impl Cluster {
                 child: None,
             }
         });
-        Self { replicas: replicas.collect(), ports, folder, _turn: turn }
+        Self { replicas: replicas.collect(), ports, folder, founders: count, _turn: turn }
     }
 
     /// One more replica, which joins when it is added. It has the next number, and runs.
@@ -314,7 +329,7 @@ impl Cluster {
     }
 
     pub fn addresses(&self) -> Vec<String> {
-        (1..=3).map(|node| self.address(node)).collect()
+        (1..=self.founders).map(|node| self.address(node)).collect()
     }
 
     /// What a replica says of itself, if it answers.
@@ -323,7 +338,7 @@ impl Cluster {
     }
 
     pub fn reports(&self) -> Vec<Option<Report>> {
-        (1..=3).map(|node| self.report(node)).collect()
+        (1..=self.founders).map(|node| self.report(node)).collect()
     }
 
     /// Waits for a leader that a majority follows under the same ballot.
@@ -334,18 +349,18 @@ impl Cluster {
             let followed = reports.iter().filter(|report| {
                 report.leader == Some(leader.node) && report.ballot == leader.ballot
             });
-            (followed.count() >= 2).then_some(leader.node)
+            (followed.count() > usize::from(self.founders) / 2).then_some(leader.node)
         })
     }
 
     /// A replica that does not lead, and is not in `not`.
     pub fn follower(&self, not: &[u16]) -> u16 {
         let leader = self.leader();
-        let mut nodes = 1..=3;
+        let mut nodes = 1..=self.founders;
         nodes.find(|node| *node != leader && !not.contains(node)).expect("there are three replicas")
     }
 
-    /// Waits until all three have applied the same slots with the same result.
+    /// Waits until all founders have applied the same slots with the same result.
     pub fn converged(&self) -> Report {
         self.wait("equal applied_slot and digest on all replicas", || {
             let reports: Vec<Report> = self.reports().into_iter().flatten().collect();
@@ -356,7 +371,7 @@ impl Cluster {
                     && report.digest == first.digest
                     && report.leader.is_some()
             });
-            (same && reports.len() == 3).then(|| first.clone())
+            (same && reports.len() == usize::from(self.founders)).then(|| first.clone())
         })
     }
 
