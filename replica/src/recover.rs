@@ -164,8 +164,10 @@ pub struct Recovery {
     /// Voters whose directories are not here.
     missing: Vec<NodeId>,
     configuration: Configuration,
-    /// The values of the slots above the certain ones.
-    open: Vec<Value>,
+    /// Up to here somebody here knows the slots to be chosen.
+    certain: Slot,
+    /// The values of the slots above those that the first one knows to be chosen.
+    values: Vec<Value>,
     holes: u64,
     promised: Ballot,
     newest_id: u64,
@@ -205,14 +207,6 @@ impl Recovery {
                 let what = format!("it belongs to cluster {theirs:016x}, the first to {ours:016x}");
                 return unfit(other, what);
             }
-            if other.certain > first.certain {
-                let what = format!(
-                    "it knows slots up to {} to be chosen, the first directory only up to {}: recover \
-                     this one, and name the other with --and",
-                    other.certain, first.certain
-                );
-                return unfit(other, what);
-            }
             if here.contains(&other.identity().node) {
                 return unfit(other, "its replica was named already".into());
             }
@@ -224,8 +218,9 @@ impl Recovery {
             return unfit(&first, what.into());
         }
         let all = || std::iter::once(&first).chain(&others);
+        let knows = all().max_by_key(|survivor| survivor.certain).unwrap_or(&first);
         // The newest configuration that is certain decides the first open slot.
-        let configuration = first.configurations.latest().clone();
+        let configuration = knows.configurations.latest().clone();
         let counted: Vec<NodeId> = all()
             .filter(|survivor| survivor.counts(&configuration))
             .map(|survivor| survivor.identity().node)
@@ -247,22 +242,50 @@ impl Recovery {
                 }
             })?;
         }
-        let mut open = Vec::new();
+        // What another one knows to be chosen stands before any ballot.
+        if knows.certain > first.certain {
+            let mut read = 0;
+            knows.each(first.certain.next(), knows.certain, &mut |entry| {
+                read += 1;
+                newest.insert(entry.slot, entry);
+            })?;
+            if read < knows.certain.0 - first.certain.0 {
+                let what = format!(
+                    "it knows slots up to {} to be chosen, the first directory only up to {}, and its log \
+                     does not reach back so far: recover this one, and name the other with --and",
+                    knows.certain, first.certain
+                );
+                return unfit(knows, what);
+            }
+        }
+        let certain = knows.certain;
+        let mut values = Vec::new();
         let mut holes = 0;
         let mut slot = first.certain.next();
         while let Some((last, _)) = newest.last_key_value()
             && slot <= *last
         {
             holes += u64::from(!newest.contains_key(&slot));
-            open.push(newest.get(&slot).map_or_else(Value::noop, |entry| entry.value.clone()));
+            values.push(newest.get(&slot).map_or_else(Value::noop, |entry| entry.value.clone()));
             slot = slot.next();
         }
-        let ids = open.iter().filter(|value| value.kind == ValueKind::Configuration);
+        let ids = values.iter().filter(|value| value.kind == ValueKind::Configuration);
         let ids = ids.filter_map(|value| Some(Configuration::decode(&value.bytes)?.id));
         let newest_id = ids.chain([configuration.id]).max().unwrap_or(0);
         let promised = all().map(|survivor| survivor.log.recovered().promised).max();
         let promised = promised.unwrap_or(Ballot::ZERO);
-        Ok(Self { first, here, counted, missing, configuration, open, holes, promised, newest_id })
+        Ok(Self {
+            here,
+            counted,
+            missing,
+            configuration,
+            certain,
+            values,
+            holes,
+            promised,
+            newest_id,
+            first,
+        })
     }
 
     /// The replica that goes on.
@@ -298,14 +321,14 @@ impl Recovery {
     /// Every slot up to this one is known to be chosen, and stays as it is.
     #[must_use]
     pub fn certain(&self) -> Slot {
-        self.first.certain
+        self.certain
     }
 
     /// The highest slot that anybody here accepted. What is between may have been chosen; it is kept
     /// as it was accepted under the highest ballot.
     #[must_use]
     pub fn last(&self) -> Slot {
-        Slot(self.certain().0 + self.open.len() as u64)
+        Slot(self.first.certain.0 + self.values.len() as u64)
     }
 
     /// Slots between the two that nobody here has: they become empty.
@@ -330,7 +353,7 @@ impl Recovery {
     pub fn carry_out(self, cluster: u64) -> Result<RecoveredCluster, RecoverError> {
         let through = self.last().next();
         let lost = self.cluster();
-        let Self { first, configuration, open, promised, newest_id, .. } = self;
+        let Self { first, configuration, values, promised, newest_id, .. } = self;
         let Survivor { directory, log: reader, certain, .. } = first;
         let identity = reader.recovered().identity.clone();
         let (before, kind) = (reader.recovered().last_slot, reader.kind());
@@ -359,7 +382,7 @@ impl Recovery {
         let ballot = Ballot { round: promised.round + 1, node };
         writer.append(&Record::Promise(ballot), certain)?;
         let mut slot = certain;
-        for value in open.into_iter().chain([alone.to_value()]) {
+        for value in values.into_iter().chain([alone.to_value()]) {
             slot = slot.next();
             writer.append(&Record::Entry(Entry { slot, ballot, value }), certain)?;
         }

@@ -299,6 +299,8 @@ impl Worker {
     }
 
     fn report(&self, done: Done) {
+        // Whoever sees the result sees what the store holds since.
+        self.summarize();
         self.shared.desk().done.push_back(done);
         self.shared.wake.wake();
     }
