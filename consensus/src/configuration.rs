@@ -40,6 +40,13 @@ pub struct QuorumSizes {
     pub phase_two: u16,
 }
 
+/// The version of the protocol that a cluster begins with, and that every program speaks.
+pub const PROTOCOL_FIRST: u16 = 1;
+/// The newest version of the protocol that this program speaks. 2: configurations say which version is
+/// active. A later one goes through it: what is new must not be sent, or written to the log, before
+/// [`Configuration::protocol`] allows it.
+pub const PROTOCOL_NEWEST: u16 = 2;
+
 /// A set of members, in force from a slot on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Configuration {
@@ -56,6 +63,9 @@ pub struct Configuration {
     pub witnesses: Vec<Member>,
     /// Majorities if none.
     pub quorums: Option<QuorumSizes>,
+    /// The version of the protocol that is spoken from here on (rule V2): all members could when it was
+    /// proposed.
+    pub protocol: u16,
     /// Where members are reached, sorted by node; those that are missing are reached as each
     /// replica was told at its start.
     pub addresses: Vec<Address>,
@@ -90,6 +100,7 @@ impl Configuration {
             learners: Vec::new(),
             witnesses: Vec::new(),
             quorums: None,
+            protocol: PROTOCOL_FIRST,
             addresses: Vec::new(),
         }
     }

@@ -79,7 +79,8 @@ mod window;
 pub use acceptor::{Persist, PersistNumber};
 pub use buggify::Whims;
 pub use configuration::{
-    Address, Configuration, ConfigurationError, Configurations, Genesis, Member, QuorumSizes,
+    Address, Configuration, ConfigurationError, Configurations, Genesis, Member, PROTOCOL_FIRST,
+    PROTOCOL_NEWEST, QuorumSizes,
 };
 pub use message::{Accept, Message, Row, RowFlags, Run};
 pub use mutant::{Mistake, Mutant};

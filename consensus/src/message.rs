@@ -85,6 +85,8 @@ impl RowFlags {
     pub const QUIET: u64 = 32;
     /// This follower does not rest, its leader does: it needs to see that the leader lives.
     pub const WANTS_SIGN: u64 = 64;
+    /// Bits 16 to 23 hold the newest version of the protocol that the sender speaks; 0 is 1.
+    pub(crate) const PROTOCOL_SHIFT: u32 = 16;
     /// Bits 8 to 15 hold the priority.
     pub(crate) const PRIORITY_SHIFT: u32 = 8;
 
@@ -101,6 +103,12 @@ impl RowFlags {
     #[must_use]
     pub const fn priority(self) -> u8 {
         (self.0 >> Self::PRIORITY_SHIFT) as u8
+    }
+
+    /// The newest version of the protocol that the sender speaks (rule V1).
+    #[must_use]
+    pub fn protocol(self) -> u16 {
+        u16::from((self.0 >> Self::PROTOCOL_SHIFT) as u8).max(crate::configuration::PROTOCOL_FIRST)
     }
 
     /// Whether all bits of `mask` are set.

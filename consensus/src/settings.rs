@@ -22,6 +22,8 @@ pub struct Settings {
     pub election_timeout_max: Nanos,
     /// A leader hands over to a replica of higher priority that keeps up.
     pub priority: u8,
+    /// The newest version of the protocol that this replica speaks, or says that it does.
+    pub protocol: u16,
     /// How long a follower that answered a ping waits before it promises another ballot, so that the
     /// leader may answer reads without asking; 0: leases are off. Also how long this replica waits
     /// after a restart. Lower it only together with a pause of the old length.
@@ -59,6 +61,7 @@ impl Settings {
             election_timeout_min: Nanos::from_millis(200),
             election_timeout_max: Nanos::from_millis(400),
             priority: 100,
+            protocol: crate::PROTOCOL_FIRST,
             lease: Nanos(0),
             clock_drift_ppm: 1_000,
             quiet_after: 0,

@@ -301,7 +301,10 @@ impl Builder {
             Some(options) => {
                 NodeOptions { node: self.node, members, seed: crate::random(), ..options }
             }
-            None => NodeOptions::new(self.node, members, crate::random()),
+            None => NodeOptions {
+                protocol: crate::PROTOCOL_NEWEST,
+                ..NodeOptions::new(self.node, members, crate::random())
+            },
         };
         options.join |= self.join;
         if options.addresses.is_empty() {

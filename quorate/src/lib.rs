@@ -59,8 +59,8 @@ pub use bytes::{Bytes, BytesMut};
 pub use host::Host;
 pub use quorate_consensus::batch::{put_item, take_item};
 pub use quorate_consensus::{
-    Address, Ballot, Change, Configuration, Genesis, NodeId, QuorumSizes, Refusal, RoleName, Slot,
-    ValueKind,
+    Address, Ballot, Change, Configuration, Genesis, NodeId, PROTOCOL_FIRST, PROTOCOL_NEWEST,
+    QuorumSizes, Refusal, RoleName, Slot, ValueKind,
 };
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{

@@ -24,6 +24,9 @@ pub struct NodeOptions {
     /// A leader hands over to a replica of higher priority that keeps up. A higher one does not win
     /// elections more often: whoever is first leads, and gives it back.
     pub priority: u8,
+    /// The newest version of the protocol that this replica says it speaks. The library and the server
+    /// say what this program can; less keeps the cluster from using what an older one does not know.
+    pub protocol: u16,
     /// Asked about fifty times a second: whether this replica may lead. One that may not hands over if
     /// it leads, and does not stand for election; it votes as before.
     pub may_lead: MayLead,
@@ -115,6 +118,7 @@ impl NodeOptions {
             election_timeout_min: Duration::from_millis(200),
             election_timeout_max: Duration::from_millis(400),
             priority: 100,
+            protocol: quorate_consensus::PROTOCOL_FIRST,
             may_lead: MayLead::default(),
             lease: Duration::ZERO,
             quiet_after: 0,

@@ -15,6 +15,10 @@ pub struct Status {
     pub cluster: Option<u64>,
     /// The cluster that it was recovered from, after its majority was lost.
     pub recovered_from: Option<u64>,
+    /// The active version of the protocol; 0 while no cluster is known.
+    pub protocol: u16,
+    /// The newest version that this replica speaks.
+    pub speaks: u16,
     /// What it is.
     pub role: RoleName,
     /// Who leads, as far as it knows.
@@ -137,6 +141,8 @@ pub struct PeerStatus {
     pub vote: (Ballot, Slot),
     /// How much it should lead.
     pub priority: u8,
+    /// The newest version of the protocol that it speaks, as it said last.
+    pub speaks: u16,
     /// What its application has its votes carry: see [`crate::Handle::set_payload`].
     pub payload: u32,
     /// Whether its votes count.

@@ -45,8 +45,12 @@ impl ReplicaBackend {
             return Ok(());
         }
         let Some(leader) = status.leader else { return Err(SubmitError::NoLeader) };
-        let address = self.members.iter().find(|(node, _)| *node == leader);
-        Err(SubmitError::NotLeader { leader: address.map(|(_, address)| address.clone()) })
+        // Members come and move; what the file says is what was so at the start.
+        let known = status.configuration.as_ref().and_then(|known| known.address(leader));
+        let known = known.map(|at| at.client.clone()).filter(|address| !address.is_empty());
+        let in_file = || self.members.iter().find(|(node, _)| *node == leader);
+        let address = known.or_else(|| in_file().map(|(_, address)| address.clone()));
+        Err(SubmitError::NotLeader { leader: address })
     }
 
     async fn outcome(pending: Pending) -> Result<Bytes, SubmitError> {
@@ -160,6 +164,8 @@ impl Backend for ReplicaBackend {
     }
 
     fn acknowledged_replicas(&self) -> u32 {
-        (self.members.len() / 2) as u32
+        let known = self.handle.status().configuration;
+        let voters = known.map_or(self.members.len(), |known| known.electors().count());
+        (voters / 2) as u32
     }
 }

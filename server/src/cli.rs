@@ -212,6 +212,16 @@ pub enum MemberCommand {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// Makes every member that a configuration file names one of the cluster: a voter, reached where the
+    /// file says. What is so already stays; members that the file does not name stay too.
+    Ensure {
+        /// The configuration with the members that there shall be.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Whom to ask; without it, the members that FILE names.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Sets where a member is reached.
     Move {
         /// Its number.

@@ -97,6 +97,7 @@ impl Manifest {
                 join: false,
                 segment_bytes: 64 << 20,
                 priority: 100,
+                protocol_max: None,
             },
             members: members.collect(),
             client: Default::default(),

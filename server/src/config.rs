@@ -1,7 +1,7 @@
 //! The configuration file of `quorate serve`: TOML, every key documented in `docs/configuration.md`,
 //! unknown keys refused with the nearest known one named.
 
-use quorate::{Address, MediumKind, NodeId, NodeOptions};
+use quorate::{Address, MediumKind, NodeId, NodeOptions, PROTOCOL_FIRST, PROTOCOL_NEWEST};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -65,6 +65,9 @@ pub struct ReplicaConfig {
     /// A leader hands over to a replica of higher priority that keeps up.
     #[serde(default = "default_priority")]
     pub priority: u8,
+    /// Claims to speak the protocol up to this version only, so that the cluster does not use what
+    /// an older program does not know.
+    pub protocol_max: Option<u16>,
 }
 
 /// `[[member]]`
@@ -341,6 +344,8 @@ impl Config {
         options.election_timeout_min = Duration::from_millis(self.timers.election_timeout_min_ms);
         options.election_timeout_max = Duration::from_millis(self.timers.election_timeout_max_ms);
         options.priority = self.replica.priority;
+        let claimed = self.replica.protocol_max.unwrap_or(PROTOCOL_NEWEST);
+        options.protocol = claimed.clamp(PROTOCOL_FIRST, PROTOCOL_NEWEST);
         options.lease = Duration::from_millis(self.timers.lease_ms);
         options.clock_drift_ppm = self.timers.clock_drift_ppm;
         options.request_timeout = Duration::from_millis(self.client.request_timeout_ms);

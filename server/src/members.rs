@@ -5,10 +5,12 @@
 
 use crate::admin;
 use crate::cli::{AskArgs, MemberCommand};
+use crate::config::{Config, MemberConfig};
 use crate::report::{MembersReport, Report};
 use crate::status;
 use anyhow::{Context, Result, bail};
 use quorate::{Address, Change, NodeId, QuorumSizes};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -103,8 +105,18 @@ struct Asked {
 
 impl Asked {
     fn new(args: &AskArgs) -> Result<Self> {
-        let addresses =
-            status::client_addresses(&args.addr, args.config.as_deref(), args.dir.as_deref())?;
+        Self::at(
+            status::client_addresses(&args.addr, args.config.as_deref(), args.dir.as_deref())?,
+            args,
+        )
+    }
+
+    /// The members that `file` names are asked.
+    fn of(file: &Path, args: &AskArgs) -> Result<Self> {
+        Self::at(status::client_addresses(&[], Some(file), None)?, args)
+    }
+
+    fn at(addresses: Vec<String>, args: &AskArgs) -> Result<Self> {
         let now = Instant::now();
         let deadline = now + Duration::from_secs(args.timeout);
         Ok(Self { addresses, deadline, told: now })
@@ -194,6 +206,15 @@ impl Asked {
             }
             let peer = report.peers.iter().find(|peer| peer.node == node);
             let behind = peer.filter(|peer| peer.data_up).and_then(|peer| peer.lag);
+            let heard = peer.filter(|peer| peer.data_up && peer.heard_ms_ago.is_some());
+            if let Some(old) = heard.filter(|peer| peer.speaks < report.protocol) {
+                bail!(
+                    "replica {node} speaks the protocol up to version {}, and version {} is active: start it \
+                     with a newer program",
+                    old.speaks,
+                    report.protocol
+                );
+            }
             match (peer, behind) {
                 (_, Some(behind)) if behind <= CAUGHT_UP_SLOTS => return Ok(()),
                 (_, Some(behind)) => {
@@ -276,19 +297,10 @@ pub fn run(command: &MemberCommand) -> Result<ExitCode> {
             println!("replica {new} votes in the place of {old}");
             safe(&members, *old);
         }
+        MemberCommand::Ensure { file, ask } => ensure(file, ask)?,
         MemberCommand::Move { node, peer, client, ask } => {
             let place = (*node, peer.clone(), client.clone().unwrap_or_default());
-            let members = Asked::new(ask)?.change(|members| {
-                let stands = |at: &crate::report::AddressReport| {
-                    (at.node, &at.peer, &at.client) == (place.0, &place.1, &place.2)
-                };
-                let target = Target {
-                    members: members.clone(),
-                    address: Some(place.clone()),
-                    readmit: None,
-                };
-                (!members.addresses.iter().any(stands)).then_some(target)
-            })?;
+            let members = Asked::new(ask)?.change(|members| moved(members, &place))?;
             println!("all look for replica {node} at {peer}, by configuration {}", members.id);
         }
         MemberCommand::Quorums { elect, choose, ask } => {
@@ -301,6 +313,51 @@ pub fn run(command: &MemberCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is missing of the members that `file` names is added, one after the other.
+fn ensure(file: &Path, ask: &AskArgs) -> Result<()> {
+    let wanted = Config::read(file)?.members;
+    let named = !ask.addr.is_empty() || ask.config.is_some() || ask.dir.is_some();
+    let mut asked = if named { Asked::new(ask)? } else { Asked::of(file, ask)? };
+    let mut changed = 0;
+    for MemberConfig { node, peer, client } in &wanted {
+        let (_, _, members) = asked.settled()?;
+        if !members.voters.contains(node) {
+            asked.add(*node, Some(peer), Some(client))?;
+            let members = asked.change(|members| promoted(members, None, *node))?;
+            println!("replica {node} votes, by configuration {}", members.id);
+            changed += 1;
+            continue;
+        }
+        // Without an address in the configuration each looks where its own file says.
+        let stands = members.addresses.iter().find(|at| at.node == *node);
+        if stands.is_some_and(|at| (&at.peer, &at.client) != (peer, client)) {
+            let place = (*node, peer.clone(), client.clone());
+            let members = asked.change(|members| moved(members, &place))?;
+            println!("all look for replica {node} at {peer}, by configuration {}", members.id);
+            changed += 1;
+        }
+    }
+    let (_, _, members) = asked.settled()?;
+    let is_wanted = |node: &&u16| !wanted.iter().any(|member| member.node == **node);
+    for node in members.voters.iter().chain(&members.learners).filter(is_wanted) {
+        println!("replica {node} is a member that {} does not name: it stays", file.display());
+    }
+    if changed == 0 {
+        println!("nothing to do: all {} members are there", wanted.len());
+    }
+    Ok(())
+}
+
+/// A member at another place, if it is not there already.
+fn moved(members: &MembersReport, place: &(u16, String, String)) -> Option<Target> {
+    let stands = |at: &crate::report::AddressReport| {
+        (at.node, &at.peer, &at.client) == (place.0, &place.1, &place.2)
+    };
+    let address = Some(place.clone());
+    let target = Target { members: members.clone(), address, readmit: None };
+    (!members.addresses.iter().any(stands)).then_some(target)
 }
 
 /// `new` as a voter, `old` no member.

@@ -15,6 +15,12 @@ pub struct Report {
     /// The cluster that it was recovered from, after its majority was lost.
     #[serde(default)]
     pub recovered_from: Option<String>,
+    /// The active version of the protocol; 0 while no cluster is known.
+    #[serde(default)]
+    pub protocol: u16,
+    /// The newest version that this replica speaks.
+    #[serde(default)]
+    pub speaks: u16,
     /// `leader`, `follower`, `candidate` or `learner`.
     pub role: String,
     /// Who leads, as far as it knows.
@@ -166,6 +172,9 @@ pub struct PeerReport {
     /// A leader hands over to a replica of higher priority.
     #[serde(default)]
     pub priority: u8,
+    /// The newest version of the protocol that it speaks.
+    #[serde(default)]
+    pub speaks: u16,
     /// Whether its votes count.
     pub votes: bool,
     /// Whether its log failed.
@@ -252,6 +261,8 @@ impl From<&Status> for Report {
             node: status.node.0,
             process: std::process::id(),
             cluster: status.cluster.map(|cluster| format!("{cluster:016x}")).unwrap_or_default(),
+            protocol: status.protocol,
+            speaks: status.speaks,
             recovered_from: status.recovered_from.map(|lost| format!("{lost:016x}")),
             role: status.role.to_string(),
             leader: status.leader.map(|node| node.0),
@@ -309,6 +320,7 @@ fn peer(peer: &quorate::PeerStatus) -> PeerReport {
         in_flight: peer.in_flight,
         vote: (peer.vote.0.to_string(), peer.vote.1.0),
         priority: peer.priority,
+        speaks: peer.speaks,
         votes: peer.votes,
         poisoned: peer.poisoned,
         queued_bytes: peer.link.queued_bytes,

@@ -143,6 +143,7 @@ pub fn text(answers: &[Answer]) -> String {
     let problems = problems(answers);
     if problems.is_empty() {
         let _ = writeln!(out, "\nAll replicas are up; the cluster serves reads and writes.");
+        out.push_str(&versions(answers));
     } else {
         let _ = writeln!(out);
         for problem in problems {
@@ -159,6 +160,22 @@ fn leads(report: &&Report) -> bool {
 
 /// A replica this many slots behind is worth a line.
 const LAG_WORTH_TELLING: u64 = 1_000;
+
+/// The active version of the protocol, and who keeps it from rising.
+fn versions(answers: &[Answer]) -> String {
+    let reports = || answers.iter().filter_map(|answer| answer.report.as_ref().ok());
+    let active = reports().map(|report| report.protocol).max().unwrap_or(0);
+    let newest = reports().map(|report| report.speaks).max().unwrap_or(0);
+    if newest <= active {
+        return format!("Protocol version {active}, the newest that all speak.\n");
+    }
+    let old: Vec<String> = reports()
+        .filter(|report| report.speaks < newest)
+        .map(|report| format!("replica {} speaks up to {}", report.node, report.speaks))
+        .collect();
+    let old = if old.is_empty() { "it rises soon".to_owned() } else { old.join(", ") };
+    format!("Protocol version {active}; {newest} once every member speaks it: {old}.\n")
+}
 
 /// Replicas of a cluster that lost its majority, beside one of the cluster that was recovered from it.
 fn of_a_lost_cluster(answers: &[Answer]) -> Vec<String> {

@@ -1,6 +1,8 @@
 //! Configurations as bytes: as a value of the log, and as part of a checkpoint.
 
-use super::{Address, Configuration, Configurations, Member, QuorumSizes};
+use super::{
+    Address, Configuration, Configurations, Member, PROTOCOL_FIRST, PROTOCOL_NEWEST, QuorumSizes,
+};
 use crate::{Incarnation, NodeId, Slot, Value, ValueKind};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -14,8 +16,9 @@ const MEMBER_BYTES: usize = 10;
 
 impl Configuration {
     /// Little endian: version u8 = 1, flags u8 (1: settled), quorum sizes of phase 1 and 2 u16 each
-    /// (0: majorities), id u64, counts of voters, learners, witnesses and addresses u16 each, a zero
-    /// u16; then node u16 + incarnation u64 for each member; then for each address node u16, two
+    /// (0: majorities), id u64, counts of voters, learners, witnesses and addresses u16 each, the
+    /// active version of the protocol less 1, u16 (programs that speak only the first one refuse
+    /// what has another); then node u16 + incarnation u64 for each member; then for each address node u16, two
     /// lengths u16, and the text of both.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -30,7 +33,7 @@ impl Configuration {
             out.put_u16_le(list.len() as u16);
         }
         out.put_u16_le(self.addresses.len() as u16);
-        out.put_u16_le(0);
+        out.put_u16_le(self.protocol.saturating_sub(PROTOCOL_FIRST));
         for list in [&self.voters, &self.learners, &self.witnesses] {
             for member in list {
                 out.put_u16_le(member.node.0);
@@ -108,7 +111,9 @@ fn take(bytes: &mut &[u8]) -> Option<Configuration> {
     let id = bytes.try_get_u64_le().ok()?;
     let counts = [take_u16(bytes)?, take_u16(bytes)?, take_u16(bytes)?];
     let addresses = take_u16(bytes)?;
-    if take_u16(bytes)? != 0
+    let protocol = bytes.try_get_u16_le().ok()?.checked_add(PROTOCOL_FIRST)?;
+    // What a later version has here need not be what this one knows.
+    if protocol > PROTOCOL_NEWEST
         || counts.iter().sum::<usize>() > Configuration::MEMBERS_MAX
         || addresses > Configuration::MEMBERS_MAX
     {
@@ -130,6 +135,7 @@ fn take(bytes: &mut &[u8]) -> Option<Configuration> {
         learners,
         witnesses,
         quorums: quorums.then_some(QuorumSizes { phase_one, phase_two }),
+        protocol,
         addresses: Vec::new(),
     };
     for _ in 0..addresses {
@@ -170,6 +176,7 @@ mod tests {
         configuration.witnesses = configuration.voters.split_off(3);
         configuration.id = 7;
         configuration.settled = false;
+        configuration.protocol = 2;
         configuration.quorums = Some(QuorumSizes { phase_one: 3, phase_two: 2 });
         let address = |node, peer: &str, client: &str| Address {
             node: NodeId(node),
@@ -190,6 +197,10 @@ mod tests {
         let mut longer = bytes.to_vec();
         longer.push(0);
         assert_eq!(Configuration::decode(&longer), None);
+        // The first version is written as it was before there was a second one.
+        assert_eq!(of(3).encode()[22..24], [0, 0]);
+        let later = Configuration { protocol: PROTOCOL_NEWEST + 1, ..rich() };
+        assert_eq!(Configuration::decode(&later.encode()), None);
         let mut unsound = rich();
         unsound.quorums = Some(QuorumSizes { phase_one: 2, phase_two: 2 });
         assert_eq!(Configuration::decode(&unsound.encode()), None);

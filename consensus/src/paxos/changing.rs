@@ -60,6 +60,15 @@ pub enum Refusal {
         /// How many.
         behind: u64,
     },
+    /// A new voter does not speak the active version of the protocol (rule V3).
+    TooOld {
+        /// Who.
+        node: NodeId,
+        /// The newest version that it speaks.
+        speaks: u16,
+        /// The active one.
+        active: u16,
+    },
     /// Too few of the new voters work: the cluster would stand still.
     NoQuorum {
         /// How many do.
@@ -97,6 +106,11 @@ impl fmt::Display for Refusal {
             Self::NotCaughtUp { node, behind } => {
                 write!(f, "replica {node} is {behind} slots behind: wait until it has caught up")
             }
+            Self::TooOld { node, speaks, active } => write!(
+                f,
+                "replica {node} speaks the protocol up to version {speaks}, and version {active} is \
+                 active: start it with a newer program"
+            ),
             Self::NoQuorum { ready, needed } => write!(
                 f,
                 "only {ready} of the new voters work and are caught up, and {needed} are needed: the \
@@ -145,7 +159,8 @@ impl Paxos {
             return;
         }
         let configuration = if names { Configuration::decode(&value.bytes) } else { None };
-        if names && configuration.is_none() {
+        let spoken = |known: &Configuration| known.protocol <= self.settings.protocol;
+        if names && !configuration.as_ref().is_some_and(spoken) {
             self.on_strange_configuration(slot);
         }
         if self.configurations.note(slot, configuration) {
@@ -156,7 +171,7 @@ impl Paxos {
 
     /// A configuration of a format that a later version brought: this replica cannot know whose votes
     /// count, and leaves voting to those that do.
-    fn on_strange_configuration(&mut self, slot: Slot) {
+    pub(super) fn on_strange_configuration(&mut self, slot: Slot) {
         self.remembers = false;
         self.repair = None;
         self.notice(Notice::StrangeConfiguration(slot));
@@ -253,7 +268,11 @@ impl Paxos {
                 && value.kind == ValueKind::Configuration
                 && slot > self.commit_slot
             {
-                known.note(slot, Some(Configuration::decode(&value.bytes)?));
+                let named = Configuration::decode(&value.bytes)?;
+                known.note(
+                    slot,
+                    (named.protocol <= self.settings.protocol).then_some(named)?.into(),
+                );
             }
         }
         Some(known)
@@ -312,6 +331,7 @@ impl Paxos {
         let mut next = Configuration {
             id: latest.id + 1,
             quorums: change.quorums,
+            protocol: latest.protocol,
             addresses: change.addresses.clone(),
             learners: members(&change.learners),
             ..Configuration::of_voters(0, Vec::new())
@@ -355,6 +375,11 @@ impl Paxos {
         for member in next.electors() {
             if latest.electors().any(|before| before == member) {
                 continue;
+            }
+            let (speaks, active) = (self.spoken_by(member.node), latest.protocol);
+            let heard = self.peer_index(member.node).map(|index| self.peers[index].heard_at);
+            if heard.flatten().is_some() && speaks < active {
+                return Err(Refusal::TooOld { node: member.node, speaks, active });
             }
             if member.incarnation == Incarnation(0) || !lives(member) {
                 return Err(Refusal::NotReady { node: member.node });

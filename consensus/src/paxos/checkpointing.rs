@@ -49,6 +49,9 @@ impl Paxos {
     fn adopt_configurations(&mut self, slot: Slot, configurations: Configurations) {
         self.configurations = configurations;
         self.members_version += 1;
+        if self.configurations.latest().protocol > self.settings.protocol {
+            self.on_strange_configuration(slot);
+        }
         let accepted = self.acceptor.window.entries(slot.next(), Slot(u64::MAX), usize::MAX);
         for entry in accepted.iter().filter(|entry| entry.value.kind == ValueKind::Configuration) {
             self.note_value(entry.slot, &entry.value);

@@ -11,6 +11,7 @@ mod quiet;
 mod reading;
 mod repairing;
 mod transferring;
+mod versions;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
 use crate::buggify::Point;
@@ -82,8 +83,8 @@ pub enum Notice {
         /// Whether the switch to it is known to be chosen by those who stay.
         settled: bool,
     },
-    /// The configuration in this slot cannot be read: this replica votes no more. A newer version may
-    /// have written it.
+    /// The configuration in this slot cannot be read, or needs a newer version of the protocol than
+    /// this replica speaks: it votes no more.
     StrangeConfiguration(Slot),
 }
 
@@ -274,6 +275,7 @@ impl Paxos {
             }
             self.keep_lease();
             self.watch_leadership();
+            self.raise_protocol();
             self.count_idle_beat();
         }
         if self.settings.whims.has(Point::ExtraRows) {
@@ -549,6 +551,9 @@ impl Paxos {
             flags |= RowFlags::UNWILLING;
         }
         flags |= u64::from(self.settings.priority) << RowFlags::PRIORITY_SHIFT;
+        if self.settings.protocol > crate::PROTOCOL_FIRST {
+            flags |= u64::from(self.settings.protocol as u8) << RowFlags::PROTOCOL_SHIFT;
+        }
         flags |= u64::from(self.payload) << RowFlags::PAYLOAD_SHIFT;
         if self.is_quiet() {
             flags |= RowFlags::QUIET;

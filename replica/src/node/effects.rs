@@ -389,7 +389,8 @@ impl Node {
                     tracing::error!(
                         %slot,
                         "the members in this slot are written in a way that this version cannot \
-                         read: it votes no more; run the version that wrote them"
+                         read, or need a newer version of the protocol: this replica votes no more; \
+                         run the version that wrote them"
                     );
                     continue;
                 }

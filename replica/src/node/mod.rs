@@ -70,6 +70,18 @@ pub enum NodeError {
     /// The checkpoints beside the log could not be looked at.
     #[error("the checkpoints beside the log cannot be read")]
     Checkpoints(#[source] std::io::Error),
+    /// The cluster speaks a newer version of the protocol than this replica.
+    #[error(
+        "the cluster's active protocol version is {active}, and this replica speaks up to {speaks}: start \
+         a program that speaks it (or take `protocol_max` out of the configuration). The version never \
+         goes back"
+    )]
+    Protocol {
+        /// The active one.
+        active: u16,
+        /// The newest that this replica speaks.
+        speaks: u16,
+    },
     /// The directory holds a founding document that cannot be read.
     #[error(
         "the founding document in the data directory cannot be read: it was written by a newer \
@@ -310,6 +322,7 @@ impl Node {
         settings.election_timeout_min = nanos(self.options.election_timeout_min);
         settings.election_timeout_max = nanos(self.options.election_timeout_max);
         settings.priority = self.options.priority;
+        settings.protocol = self.options.protocol;
         settings.lease = nanos(self.options.lease);
         settings.quiet_after = self.options.quiet_after;
         settings.clock_drift_ppm = self.options.clock_drift_ppm;
@@ -320,6 +333,11 @@ impl Node {
         settings.mistake = self.options.mistake;
         settings.whims = self.options.whims.clone();
         let restored = self.restored(&genesis)?;
+        // Rule V3: it could not read what the others write, and must not guess.
+        let (active, speaks) = (restored.configurations.latest().protocol, self.options.protocol);
+        if active > speaks {
+            return Err(NodeError::Protocol { active, speaks });
+        }
         tracing::info!(
             cluster = format_args!("{:016x}", genesis.cluster),
             promised = %restored.promised,

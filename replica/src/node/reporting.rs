@@ -16,6 +16,8 @@ pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Laten
         node: options.node,
         cluster: None,
         recovered_from: None,
+        protocol: 0,
+        speaks: options.protocol,
         role: RoleName::Follower,
         leader: None,
         ballot: Ballot::ZERO,
@@ -73,6 +75,7 @@ impl Node {
             status.commit_slot = core.commit_slot();
             status.applied_slot = core.applied_slot();
             status.last_slot = core.last_slot();
+            status.protocol = core.protocol();
             status.votes = core.votes();
             status.configuration = Some(core.configurations().latest().clone());
             status.holds_lease = core.holds_lease();
@@ -104,6 +107,7 @@ impl Node {
             in_flight: lag.map(|lag| lag.in_flight),
             vote: (row.accepted_ballot, row.accepted_slot),
             priority: row.flags.priority(),
+            speaks: row.flags.protocol(),
             payload: row.flags.payload(),
             votes: heard.is_some()
                 && row.flags.0 & RowFlags::AMNESIAC == 0
@@ -179,6 +183,14 @@ impl Node {
                     survive: records may be missing at its end. This replica follows and does not \
                     vote. Start it with an empty directory, and use `file` or `dax` durability"
                 .into();
+        }
+        let active = core.configurations().latest().protocol;
+        if active > self.options.protocol {
+            return format!(
+                "the cluster's active protocol version is {active}, and this replica speaks up to {}: it \
+                 follows and does not vote. Start it with a newer program",
+                self.options.protocol
+            );
         }
         if core.is_removed() {
             return "this replica was removed from the cluster: nobody needs it any more, stop it"

@@ -241,6 +241,11 @@ impl Cluster {
 
     /// One more replica, which joins when it is added. It has the next number, and runs.
     pub fn join(&mut self) -> u16 {
+        self.join_with(|_| {})
+    }
+
+    /// As [`Cluster::join`], with its configuration changed by `adjust`.
+    pub fn join_with(&mut self, adjust: impl Fn(&mut Config)) -> u16 {
         let node = self.replicas.len() as u16 + 1;
         let home = self.folder.path().join(format!("replica-{node}"));
         fs::create_dir_all(&home).expect("a folder for the replica");
@@ -249,6 +254,7 @@ impl Cluster {
         config.replica.join = true;
         let (peer, client) = (self.ports.peer(node), self.ports.client(node));
         config.members.push(MemberConfig { node, peer, client });
+        adjust(&mut config);
         self.replicas.push(Replica {
             config,
             file: home.join("replica.toml"),
@@ -437,6 +443,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
             join: false,
             segment_bytes: 16 << 20,
             priority: 100,
+            protocol_max: None,
         },
         members: members.collect(),
         client: Default::default(),
