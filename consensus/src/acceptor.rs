@@ -11,7 +11,7 @@ use alloc::collections::VecDeque;
 
 /// Something to keep. The order in which they come out is the order in which they must become
 /// durable.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub enum Persist {
     /// This ballot was promised.
     Promise(Ballot),
@@ -160,6 +160,18 @@ impl Acceptor {
     /// The next thing to keep.
     pub(crate) fn poll_persist(&mut self) -> Option<Persist> {
         self.queue.pop_front()
+    }
+
+    /// All that decides what it will do: numbers of persists count from the durable ones.
+    #[cfg(feature = "model")]
+    pub(crate) fn hash_canonical<H: core::hash::Hasher>(&self, hasher: &mut H) {
+        use core::hash::Hash;
+        (self.promised, self.accepted_ballot, self.accepted_slot, self.durable).hash(hasher);
+        (self.emitted.0 - self.persisted.0, &self.queue).hash(hasher);
+        for Mark { number, ballot, slot } in &self.marks {
+            (number.0 - self.persisted.0, ballot, slot).hash(hasher);
+        }
+        self.window.hash(hasher);
     }
 
     fn emit(&mut self, persist: Persist) -> PersistNumber {

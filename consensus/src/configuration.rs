@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use bytes::{Buf, BufMut, Bytes};
 
 /// One member of a configuration.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Default, Hash)]
 pub struct Member {
     /// Its number.
     pub node: NodeId,
@@ -20,7 +20,7 @@ pub struct Member {
 }
 
 /// Where a member is reached. The core only passes it on.
-#[derive(Clone, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub struct Address {
     /// Which member.
     pub node: NodeId,
@@ -48,7 +48,7 @@ pub const PROTOCOL_FIRST: u16 = 1;
 pub const PROTOCOL_NEWEST: u16 = 2;
 
 /// A set of members, in force from a slot on.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Configuration {
     /// Grows by one with each change; the first is 1.
     pub id: u64,
@@ -243,7 +243,7 @@ impl core::fmt::Display for ConfigurationError {
 ///
 /// All quorum questions go through here. The first one is in force at the commit slot and certain;
 /// later ones are as certain as the entries that name them (rule C1).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Configurations {
     /// Sorted by slot; never empty.
     in_force_from: Vec<(Slot, Configuration)>,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 /// Phase 2a: "accept these values under this ballot", for consecutive slots.
 ///
 /// Durability: none needed to send. The leader ships while it persists its own copy.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Accept {
     /// The leader's ballot.
     pub ballot: Ballot,
@@ -36,7 +36,7 @@ impl Accept {
 /// Durability: `accepted_slot` counts only what is durable at the level this replica runs at.
 /// Every field but `flags`, `incarnation` and the two of leases grows monotonically within one incarnation of a link, so that a row
 /// that is late under-reports and never lies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Row {
     /// The highest ballot promised, durable or not: it may only make others more careful.
     pub promised: Ballot,
@@ -66,7 +66,7 @@ pub struct Row {
 }
 
 /// The bits of a [`Row`].
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub struct RowFlags(pub u64);
 
 impl RowFlags {
@@ -141,7 +141,7 @@ impl core::fmt::Debug for RowFlags {
 }
 
 /// A run of consecutive slots accepted under one ballot, in a [`Message::Promise`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Run {
     /// First slot of the run.
     pub first: Slot,
@@ -152,7 +152,7 @@ pub struct Run {
 }
 
 /// The control lane.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub enum Message {
     /// "Would you promise this ballot?" Changes nothing at the receiver.
     PreVote {

@@ -24,7 +24,7 @@ pub(crate) enum Role {
 }
 
 /// Asks whether an election would succeed, before anything is promised.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct PreCandidate {
     /// The ballot it would use.
     pub(crate) ballot: Ballot,
@@ -33,7 +33,7 @@ pub(crate) struct PreCandidate {
 }
 
 /// One answer to phase 1.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct PromiseHeld {
     pub(crate) member: Member,
     pub(crate) commit_slot: Slot,
@@ -41,7 +41,7 @@ pub(crate) struct PromiseHeld {
 }
 
 /// Collects promises.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Candidate {
     pub(crate) ballot: Ballot,
     /// The first slot that phase 1 asks about.
@@ -51,7 +51,7 @@ pub(crate) struct Candidate {
 }
 
 /// Has a quorum of promises and gathers the values that it must propose again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Adopting {
     pub(crate) ballot: Ballot,
     /// As it was for the candidate.
@@ -69,7 +69,7 @@ pub(crate) struct Adopting {
 }
 
 /// What becomes of one slot that a new leader found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) enum Adoption {
     /// Nobody in the quorum accepted anything: a hole, filled with a no-op.
     Hole,

@@ -90,7 +90,7 @@ impl ValueKind {
 ///
 /// The checksum is computed once, by whoever made the value, and travels with it through links
 /// and logs to every replica: each of them verifies it and none computes a second one.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Value {
     /// How `bytes` is to be read.
     pub kind: ValueKind,
@@ -109,7 +109,7 @@ impl Value {
 }
 
 /// A value accepted for a slot under a ballot.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Entry {
     /// Where.
     pub slot: Slot,

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 /// Consecutive entries from `first` on. Everything above the commit slot is always here; below it
 /// as much as the cache limit allows, so that followers a little behind are served from memory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Window {
     first: Slot,
     entries: VecDeque<(Ballot, Value)>,

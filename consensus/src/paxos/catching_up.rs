@@ -20,6 +20,14 @@ pub(super) struct CatchUp {
     progressed_at: Nanos,
 }
 
+impl CatchUp {
+    /// All that decides what it will do, where the clock stands still or jumps past every wait.
+    #[cfg(feature = "model")]
+    pub(super) fn canonical(&self) -> (Slot, Option<NodeId>, Option<NodeId>) {
+        (self.target, self.asked.map(|(source, _)| source), self.held_back)
+    }
+}
+
 impl Paxos {
     /// A peer says that everything up to `commit` is chosen.
     pub(super) fn note_chosen_elsewhere(&mut self, commit: Slot) {

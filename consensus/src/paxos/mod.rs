@@ -1,6 +1,8 @@
 //! [`Paxos`]: one replica's part in the protocol, as a state machine that is driven from outside.
 
 mod accepting;
+#[cfg(feature = "model")]
+mod canonical;
 mod catching_up;
 mod changing;
 mod checkpointing;
