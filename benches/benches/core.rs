@@ -1,6 +1,9 @@
 //! What the protocol costs: three cores in one thread, for each command.
 //!
 //! `cargo bench -p quorate-benches --bench core`
+//!
+//! What the contracts cost: the same with `-- --save-baseline off`, then with `--features contracts` and
+//! `-- --baseline off`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use quorate_benches::CorePump;

@@ -6,7 +6,7 @@
 //! `accepted_slot` under `accepted_ballot`.
 
 use crate::window::Window;
-use crate::{Ballot, Entry, Slot, Value};
+use crate::{Ballot, Entry, Slot, Value, ensures, old, requires};
 use alloc::collections::VecDeque;
 
 /// Something to keep. The order in which they come out is the order in which they must become
@@ -80,33 +80,59 @@ impl Acceptor {
 
     /// Promises `ballot`, which must be above the promise. Returns when the promise may be told.
     pub(crate) fn promise(&mut self, ballot: Ballot) -> PersistNumber {
-        assert!(ballot > self.promised, "an acceptor promises only upwards");
+        requires!(always, A1, ballot > self.promised, "an acceptor promises only upwards");
         self.promised = ballot;
-        self.emit(Persist::Promise(ballot))
+        let number = self.emit(Persist::Promise(ballot));
+        ensures!(checked, A5, number > self.persisted, "a promise is told only when it is durable");
+        number
     }
 
     /// Begins to accept under `ballot`, if it does not do so yet. What was accepted under an older
     /// ballot does not count for this one: only what is known chosen does.
     pub(crate) fn begin(&mut self, ballot: Ballot, commit: Slot) {
-        assert!(ballot >= self.promised, "no acceptance below the promise");
+        requires!(always, A2, ballot >= self.promised, "no acceptance below the promise");
         if ballot != self.accepted_ballot {
-            assert!(ballot > self.accepted_ballot, "accepted ballots only grow");
+            requires!(always, A2, ballot > self.accepted_ballot, "accepted ballots only grow");
             self.accepted_ballot = ballot;
             self.accepted_slot = commit;
         }
+        ensures!(checked, A4, self.accepted_slot >= commit, "a ballot starts at what is chosen");
     }
 
     /// Accepts the value of the next slot under the current ballot.
     pub(crate) fn accept(&mut self, slot: Slot, value: Value) {
-        assert_eq!(slot, self.accepted_slot.next(), "within a ballot slots are accepted in order");
+        requires!(
+            always,
+            A3,
+            slot == self.accepted_slot.next(),
+            "within a ballot slots are accepted in order"
+        );
+        requires!(
+            checked,
+            A2,
+            self.accepted_ballot >= self.promised,
+            "what is accepted is under the promise or above"
+        );
         let ballot = self.accepted_ballot;
         self.window.put(slot, ballot, value.clone());
         self.accepted_slot = slot;
         self.emit(Persist::Entry(Entry { slot, ballot, value }));
+        ensures!(
+            checked,
+            A3,
+            self.window.get(slot).is_some_and(|(held, _)| *held == ballot),
+            "what was accepted is held under its ballot"
+        );
     }
 
     /// Keeps a value that is known to be chosen: the learner's way in, no vote of its own.
     pub(crate) fn learn(&mut self, entry: Entry) {
+        requires!(
+            checked,
+            L4,
+            self.window.get(entry.slot).is_none_or(|(held, _)| *held <= entry.ballot),
+            "a learned record does not go back to a lower ballot"
+        );
         self.window.put(entry.slot, entry.ballot, entry.value.clone());
         self.emit(Persist::Entry(entry));
     }
@@ -115,6 +141,7 @@ impl Acceptor {
     /// that far, once what was emitted is durable.
     pub(crate) fn chosen_through(&mut self, commit: Slot) {
         self.accepted_slot = self.accepted_slot.max(commit);
+        ensures!(checked, L4, self.accepted_slot >= commit, "known chosen counts in the prefix");
     }
 
     /// Notes that the current vote becomes durable with everything emitted so far. Returns whether
@@ -136,14 +163,22 @@ impl Acceptor {
 
     /// Everything up to `number` is durable. Returns whether the vote moved.
     pub(crate) fn persisted(&mut self, number: PersistNumber) -> bool {
-        assert!(number <= self.emitted, "nothing is durable before it was emitted");
+        requires!(always, A5, number <= self.emitted, "nothing is durable before it was emitted");
+        let told = old!(self.persisted);
         self.persisted = self.persisted.max(number);
         let before = self.durable;
         while let Some(mark) = self.marks.front().filter(|mark| mark.number <= number) {
             self.durable = (mark.ballot, mark.slot);
             self.marks.pop_front();
         }
-        assert!(self.durable.0 >= before.0, "durable votes only grow");
+        ensures!(always, A5, self.durable.0 >= before.0, "durable votes only grow");
+        ensures!(
+            checked,
+            A5,
+            self.durable.0 <= self.accepted_ballot
+                && told.is_none_or(|told| told <= self.persisted),
+            "a durable vote is one that was given"
+        );
         self.durable != before
     }
 

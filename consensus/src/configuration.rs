@@ -3,7 +3,7 @@
 
 mod codec;
 
-use crate::{Incarnation, NodeId, Slot};
+use crate::{Incarnation, NodeId, Slot, ensures, invariant};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::{Buf, BufMut, Bytes};
@@ -292,6 +292,12 @@ impl Configurations {
     /// Rule C1: `slot` holds this configuration now, or a value that is none. Returns whether
     /// anything changed.
     pub fn note(&mut self, slot: Slot, configuration: Option<Configuration>) -> bool {
+        invariant!(
+            checked,
+            C1,
+            self.in_force_from.is_sorted_by(|(one, _), (other, _)| one < other),
+            "each slot is decided by one configuration"
+        );
         let from = slot.next();
         let place = self.in_force_from.partition_point(|(start, _)| *start < from);
         let stands = self.in_force_from.get(place).is_some_and(|(start, _)| *start == from);
@@ -367,6 +373,7 @@ impl Configurations {
                 break;
             }
         }
+        ensures!(checked, C2, chosen >= commit, "what is known chosen stays so");
         chosen
     }
 }

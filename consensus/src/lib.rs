@@ -67,6 +67,7 @@ mod acceptor;
 pub mod batch;
 pub mod buggify;
 mod configuration;
+pub mod contract;
 mod message;
 mod mutant;
 mod paxos;

@@ -7,8 +7,8 @@
 
 mod image;
 
-use crate::Slot;
 use crate::batch::{GroupHeader, SessionCommand, put_item, take_item};
+use crate::{Slot, ensures, old, requires};
 use alloc::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 
@@ -96,7 +96,14 @@ impl SessionTable {
     /// Called with the stamp of each batch, before its commands: all replicas close the same ones
     /// at the same slot.
     pub fn advance(&mut self, now_ms: u64) -> usize {
+        let before = old!(self.now_ms);
         self.now_ms = self.now_ms.max(now_ms);
+        ensures!(
+            checked,
+            T2,
+            before.is_none_or(|before| before <= self.now_ms),
+            "replicated time moves forward only"
+        );
         if self.expires_ms == 0 || self.now_ms < self.expires_ms {
             return 0;
         }
@@ -178,8 +185,19 @@ impl SessionTable {
     /// If they are not the ones that [`SessionTable::admit`] let in.
     pub fn record(&mut self, session: u64, first: u64, count: u32, replies: Bytes) {
         let Some(session) = self.sessions.get_mut(&session) else { return };
-        assert_eq!(first, session.next_sequence, "a session's commands are applied in order");
+        requires!(
+            always,
+            S1,
+            first == session.next_sequence,
+            "a session's commands are applied in order"
+        );
         session.next_sequence += u64::from(count);
+        ensures!(
+            checked,
+            S2,
+            session.next_sequence == first + u64::from(count),
+            "what was applied is below what is expected next"
+        );
         session.outcomes.push_back(Outcomes { first, count, replies });
         let floor = session.next_sequence.saturating_sub(OUTCOMES_MAX);
         session.forget_below(floor);

@@ -1,6 +1,6 @@
 //! The part of the log that is held in memory: consecutive slots, the newest ones.
 
-use crate::{Ballot, Entry, Run, Slot, Value};
+use crate::{Ballot, Entry, Run, Slot, Value, requires};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -45,7 +45,12 @@ impl Window {
     /// # Panics
     /// If it would leave a hole: the caller checks that entries arrive in order.
     pub(crate) fn put(&mut self, slot: Slot, ballot: Ballot, value: Value) {
-        assert!(slot >= self.first && slot <= self.last().next(), "the log window has no holes");
+        requires!(
+            always,
+            A3,
+            slot >= self.first && slot <= self.last().next(),
+            "the log window has no holes"
+        );
         self.bytes += value.bytes.len();
         let index = (slot.0 - self.first.0) as usize;
         match self.entries.get_mut(index) {

@@ -15,7 +15,7 @@ use crate::segments::{Keeper, Retired, Zeros, segment_name};
 use crate::superblock::GENESIS_BYTES_MAX;
 use bytes::Bytes;
 use quorate_consensus::buggify::Point;
-use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot, Whims};
+use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot, Whims, ensures, requires};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -258,6 +258,12 @@ impl Log {
             grouped.staged_mut().lsn = self.appended;
             grouped.staged_mut().end = self.end;
         }
+        ensures!(
+            checked,
+            A5,
+            self.durable < self.appended && self.promised >= ballot,
+            "a record is durable after it was appended, and carries its promise"
+        );
         Ok(self.appended)
     }
 
@@ -342,6 +348,12 @@ impl Log {
                 < self.durable_end
             && let Some(area) = first.area.clone()
         {
+            requires!(
+                checked,
+                K5,
+                first.last_slot < below && first.number < self.current().number,
+                "what is trimmed is below a checkpoint, and not written to"
+            );
             retired.push(Retired { number: first.number, area });
             self.segments.pop_front();
         }
@@ -618,6 +630,12 @@ impl Log {
         }
         match (outcome.result, group) {
             (Ok(()), Some(mut group)) => {
+                ensures!(
+                    checked,
+                    A5,
+                    group.lsn >= self.durable && group.lsn <= self.appended,
+                    "the durable point moves forward, to what was appended"
+                );
                 self.durable = group.lsn;
                 self.durable_end = group.end;
                 self.full = None;

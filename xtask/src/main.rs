@@ -5,7 +5,8 @@
 //! - `bindings [--check]`: the declarations of libibverbs and librdmacm, made from their headers.
 //! - `ledger [--check]`: `docs/unsafe-ledger.md`, every `unsafe` with its obligation.
 //! - `no-io`: the proof that no I/O is reachable from `consensus`.
-//! - `rules`: the rules of `docs/spec/paxos.md` have code and tests, and what is cited is there.
+//! - `rules`: the rules of `docs/spec/paxos.md` have code and tests, what is cited is there, and tests
+//!   reach every contract.
 //!
 //! Each prints its faults with file and line, then one line with what it checked, and fails when
 //! there is a fault. Policies are constants at the top of each module.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod bindings;
+mod contracts;
 mod dependencies;
 mod ledger;
 mod licence;

@@ -2,7 +2,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Accept, Ballot, Message, Mutant, Nanos, NodeId, Row, RowFlags, Slot};
+use crate::{Accept, Ballot, Message, Mutant, Nanos, NodeId, Row, RowFlags, Slot, ensures, old};
 
 /// A record that cannot follow what was accepted before: the lane lost something, or the peer
 /// misbehaves. The link is to be reset; the leader then starts again from our row.
@@ -72,6 +72,12 @@ impl Paxos {
             }
             slot = slot.next();
         }
+        ensures!(
+            checked,
+            A2,
+            self.acceptor.promised() <= ballot && self.acceptor.accepted_ballot() == ballot,
+            "a record is accepted under its own ballot, which is promised"
+        );
         self.learn_commit(ballot, accept.commit_slot);
         self.note_chosen_elsewhere(accept.commit_slot);
         if self.acceptor.mark() {
@@ -139,8 +145,17 @@ impl Paxos {
             return;
         }
         let known = commit.min(self.acceptor.accepted_slot());
+        let before = old!(self.commit_slot);
         if known > self.commit_slot {
             self.commit_slot = known;
+            ensures!(
+                checked,
+                L1,
+                self.acceptor.accepted_ballot() == ballot
+                    && self.acceptor.accepted_slot() >= self.commit_slot
+                    && before.is_none_or(|before| before < self.commit_slot),
+                "a leader's commit slot counts as far as its values were accepted"
+            );
             self.on_commit_moved();
             self.catch_up_progressed();
         }

@@ -4,7 +4,7 @@
 use super::{LOG_READS_MAX, LogRead, Paxos};
 use crate::buggify::Point;
 use crate::role::Role;
-use crate::{Ballot, Entry, Message, Nanos, NodeId, Slot};
+use crate::{Ballot, Entry, Message, Nanos, NodeId, Slot, requires};
 use alloc::vec::Vec;
 
 /// One request is outstanding at a time: the reply of at most `catch_up_bytes` is the flow control.
@@ -198,6 +198,13 @@ impl Paxos {
     }
 
     fn reply_to_catch_up(&mut self, to: NodeId, first: Slot, entries: Vec<Entry>) {
+        requires!(
+            checked,
+            L3,
+            entries.iter().all(|entry| entry.slot <= self.commit_slot)
+                && entries.is_sorted_by(|one, other| one.slot.next() == other.slot),
+            "catch-up hands out chosen values only, one behind the other"
+        );
         let (commit_slot, log_first) = (self.commit_slot, self.log_first);
         self.send(to, Message::CatchUpReply { first, commit_slot, log_first, entries });
     }

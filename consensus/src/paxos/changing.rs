@@ -7,7 +7,7 @@ use crate::configuration::ConfigurationError;
 use crate::role::{Adopting, Adoption, Leader, Progress, Role};
 use crate::{
     Address, Configuration, Configurations, Incarnation, Member, Mutant, NodeId, QuorumSizes, Slot,
-    Value, ValueKind,
+    Value, ValueKind, ensures, requires,
 };
 use alloc::vec::Vec;
 use core::fmt;
@@ -163,10 +163,17 @@ impl Paxos {
         if names && !configuration.as_ref().is_some_and(spoken) {
             self.on_strange_configuration(slot);
         }
+        let known = configuration.is_some();
         if self.configurations.note(slot, configuration) {
             self.members_version += 1;
             self.refresh_members();
         }
+        ensures!(
+            checked,
+            C1,
+            !known || self.configurations.iter().any(|(at, _)| at == slot),
+            "a configuration is known as soon as it is accepted"
+        );
     }
 
     /// A configuration of a format that a later version brought: this replica cannot know whose votes
@@ -303,6 +310,13 @@ impl Paxos {
         if !next.decides_like(latest) {
             self.check_ready(leader, latest, &next)?;
         }
+        requires!(
+            checked,
+            C4,
+            latest.settled && self.configurations.latest_slot() <= self.commit_slot,
+            "a change begins when the one before is settled and chosen"
+        );
+        requires!(checked, C9, next.check().is_ok(), "quorums of a proposed configuration meet");
         let slot = self.append(next.to_value());
         self.acceptor.mark();
         self.advance_commit();
@@ -403,6 +417,12 @@ impl Paxos {
         if latest.settled || self.configurations.latest_slot() > self.commit_slot {
             return;
         }
+        requires!(
+            checked,
+            C7,
+            self.configurations.latest_slot() <= self.commit_slot,
+            "a switch is settled when it is chosen"
+        );
         let settled = Configuration { settled: true, ..latest.clone() };
         self.append(settled.to_value());
         self.acceptor.mark();

@@ -2,7 +2,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Configurations, Nanos, NodeId, Slot, ValueKind};
+use crate::{Configurations, Nanos, NodeId, Slot, ValueKind, ensures, requires};
 
 impl Paxos {
     /// The state machine stands at `slot` now, by a checkpoint that is durable here: one of this
@@ -17,7 +17,7 @@ impl Paxos {
     /// If the state machine has seen more already.
     pub fn on_checkpoint(&mut self, now: Nanos, slot: Slot, configurations: Configurations) {
         self.now = self.now.max(now);
-        assert!(slot >= self.applied_slot, "a state machine never goes back");
+        requires!(always, K3, slot >= self.applied_slot, "a state machine never goes back");
         let is_news = slot > self.commit_slot;
         if is_news {
             if let Role::Leader(_) = self.role {
@@ -33,6 +33,18 @@ impl Paxos {
             self.mark_rows_due();
         }
         self.applied_slot = slot;
+        ensures!(
+            checked,
+            K3,
+            self.commit_slot >= slot && self.acceptor.accepted_slot() >= slot,
+            "a replica at a checkpoint knows all up to there to be chosen"
+        );
+        ensures!(
+            checked,
+            K4,
+            !is_news || self.log_first > slot,
+            "what a checkpoint passed over is read from no log"
+        );
         self.shrink_window();
         self.configurations.forget_below(slot);
         self.resume_catch_up();

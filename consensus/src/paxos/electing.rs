@@ -10,7 +10,7 @@
 use super::{Notice, Paxos};
 use crate::buggify::Point;
 use crate::role::{Adopting, Adoption, Candidate, PreCandidate, PromiseHeld, Role};
-use crate::{Ballot, Configuration, Entry, Member, Message, Mutant, Nanos, NodeId, Slot};
+use crate::{Ballot, Configuration, Entry, Member, Message, Mutant, Nanos, NodeId, Slot, requires};
 use alloc::vec::Vec;
 
 /// A pre-vote is refused to a candidate this many slots behind a voter that could lead itself:
@@ -143,6 +143,12 @@ impl Paxos {
     /// Phase 1a. The own promise becomes durable before any Prepare leaves: a ballot is never used
     /// by two lives of a replica.
     pub(super) fn begin_phase_one(&mut self, ballot: Ballot, released: Ballot) {
+        requires!(
+            always,
+            P1,
+            ballot.node == self.settings.node && ballot > self.acceptor.promised(),
+            "a candidate stands under an own ballot, above all that it promised"
+        );
         self.note_released(ballot, released);
         self.round_seen = self.round_seen.max(ballot.round);
         let from = self.commit_slot.next();
@@ -165,6 +171,12 @@ impl Paxos {
         {
             return;
         }
+        requires!(
+            checked,
+            P1,
+            candidate.ballot == self.acceptor.promised(),
+            "a candidate's own promise is of the ballot that it stands under"
+        );
         let (ballot, from) = (candidate.ballot, candidate.from);
         let runs = self.acceptor.window.runs(self.commit_slot.next());
         let (member, commit_slot) = (self.me(), self.commit_slot);
@@ -200,6 +212,12 @@ impl Paxos {
             self.mark_rows_due();
             self.rest_election_timer();
         }
+        requires!(
+            checked,
+            A7,
+            self.acceptor.promised() == ballot,
+            "what is answered to a Prepare is a promise of its ballot"
+        );
         // A repeated Prepare gets the same answer again.
         let runs = self.acceptor.window.runs(first.max(self.commit_slot.next()));
         let commit_slot = self.commit_slot;
@@ -275,6 +293,12 @@ impl Paxos {
                     return;
                 }
             };
+        requires!(
+            checked,
+            P2,
+            promises.iter().any(|promise| promise.member.node == me),
+            "a candidate adopts with its own promise among those that it has"
+        );
         let (chosen_through, chosen_source) = promises
             .iter()
             .map(|promise| (promise.commit_slot, promise.member.node))
@@ -414,6 +438,16 @@ impl Paxos {
             else {
                 return;
             };
+            requires!(
+                checked,
+                P5,
+                adopting
+                    .plan
+                    .iter()
+                    .skip(known)
+                    .all(|adoption| !matches!(adoption, Adoption::Missing { .. })),
+                "every value that may have been chosen is held before its leader leads"
+            );
             self.begin_leading(adopting);
             return;
         };

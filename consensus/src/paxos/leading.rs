@@ -3,7 +3,7 @@
 use super::{Notice, Paxos};
 use crate::buggify::Point;
 use crate::role::{Adopting, Adoption, Leader, Progress, Role};
-use crate::{Ballot, Message, Mutant, NodeId, Row, Slot, Value};
+use crate::{Ballot, Message, Mutant, NodeId, Row, Slot, Value, ensures, requires};
 use alloc::vec::Vec;
 
 /// A record to ship to one follower.
@@ -30,8 +30,18 @@ impl Paxos {
     /// All that may have been chosen is held: propose it again, then the first own entry.
     pub(super) fn begin_leading(&mut self, adopting: Adopting) {
         let Adopting { ballot, chosen_through, mut plan, .. } = adopting;
-        assert_eq!(ballot, self.acceptor.promised(), "a leader leads under its promise");
-        assert!(chosen_through <= self.commit_slot, "what is chosen was caught up first");
+        requires!(
+            always,
+            P6,
+            ballot == self.acceptor.promised(),
+            "a leader leads under its promise"
+        );
+        requires!(
+            always,
+            P4,
+            chosen_through <= self.commit_slot,
+            "what is chosen was caught up first"
+        );
         let learned = (self.commit_slot.0 - chosen_through.0) as usize;
         plan.drain(..learned.min(plan.len()));
         let chosen_through = self.commit_slot;
@@ -66,7 +76,13 @@ impl Paxos {
             };
             self.append(value);
         }
-        self.append(Value::noop());
+        let last = self.append(Value::noop());
+        ensures!(
+            checked,
+            P6,
+            last == barrier,
+            "a new leader proposes a no-op behind what it adopted"
+        );
         self.refresh_members();
         self.acceptor.mark();
         self.notice(Notice::Leading(ballot));
@@ -106,8 +122,15 @@ impl Paxos {
         let slot = leader.next_slot;
         leader.next_slot = slot.next();
         leader.bytes_in_flight += value.bytes.len();
+        let ballot = leader.ballot;
         self.note_value(slot, &value);
         self.acceptor.accept(slot, value);
+        ensures!(
+            checked,
+            P7,
+            self.acceptor.accepted_slot() == slot && self.acceptor.accepted_ballot() == ballot,
+            "a leader gives each slot once, in order, under its ballot"
+        );
         slot
     }
 
@@ -234,7 +257,19 @@ impl Paxos {
             if progress.incarnation == member.incarnation { progress.matched } else { Slot::ZERO }
         });
         if chosen > self.commit_slot {
-            assert!(chosen < leader.next_slot, "only what was proposed is chosen");
+            requires!(always, P8, chosen < leader.next_slot, "only what was proposed is chosen");
+            requires!(
+                checked,
+                C2,
+                self.configurations.at(chosen).is_quorum(|member| {
+                    let peer = leader.progress(member.node);
+                    let peer = peer.filter(|peer| peer.incarnation == member.incarnation);
+                    let matched = peer.map_or(Slot::ZERO, |peer| peer.matched);
+                    let reached = if self.is_me(member) { own } else { matched };
+                    reached >= chosen
+                }),
+                "a quorum of the configuration of the newest chosen slot voted for it"
+            );
             let bytes: usize = self
                 .acceptor
                 .window

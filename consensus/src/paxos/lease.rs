@@ -6,7 +6,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Ballot, Mutant, Nanos, NodeId, Row};
+use crate::{Ballot, Mutant, Nanos, NodeId, Row, ensures};
 use alloc::collections::VecDeque;
 
 /// Times of sending are kept for so many pings; the answer to an older one renews nothing.
@@ -103,6 +103,13 @@ impl Paxos {
             return 0;
         }
         self.lease.grant = Some(Grant { ballot, length, until: None });
+        ensures!(
+            checked,
+            R7,
+            self.lease_binds(Ballot { round: ballot.round + 1, ..ballot }, Ballot::ZERO)
+                || self.settings.is(Mutant::LeaseNotHonoured),
+            "a granted lease binds from the moment on"
+        );
         asked_micros
     }
 
@@ -169,6 +176,12 @@ impl Paxos {
     pub(super) fn lease_of_new_members(&mut self) {
         self.lease.until = Nanos(0);
         self.renew_lease();
+        ensures!(
+            checked,
+            C10,
+            self.lease.until <= self.now + self.settings.lease,
+            "a lease is counted from what the members in force granted"
+        );
     }
 
     /// How long a lease lasts by the leader's clock: what the followers wait, if theirs is as fast

@@ -22,7 +22,7 @@ use crate::settings::Chance;
 use crate::window::Window;
 use crate::{
     Ballot, Configurations, Entry, Member, Message, Mutant, Nanos, NodeId, Row, RowFlags, Settings,
-    Slot,
+    Slot, ensures, invariant, requires,
 };
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -331,6 +331,12 @@ impl Paxos {
                 _ => self.mark_row_due_to_leader(),
             }
         }
+        invariant!(
+            checked,
+            A5,
+            self.held.iter().is_sorted_by_key(|(after, _, _)| *after),
+            "messages wait for the disk in the order in which they were held back"
+        );
         while self.held.front().is_some_and(|(after, _, _)| *after <= number) {
             if let Some((_, to, message)) = self.held.pop_front() {
                 self.messages.push_back((to, message));
@@ -500,7 +506,12 @@ impl Paxos {
     /// # Panics
     /// If it has seen what is not chosen, or went back.
     pub fn on_applied(&mut self, slot: Slot) {
-        assert!(slot >= self.applied_slot && slot <= self.commit_slot, "applied ⊆ chosen");
+        requires!(
+            always,
+            L5,
+            slot >= self.applied_slot && slot <= self.commit_slot,
+            "applied ⊆ chosen"
+        );
         self.applied_slot = slot;
         self.shrink_window();
         self.configurations.forget_below(slot);
@@ -536,6 +547,12 @@ impl Paxos {
         } else {
             self.acceptor.vote()
         };
+        ensures!(
+            checked,
+            A6,
+            self.acceptor.promised() >= self.acceptor.vote().0,
+            "a row shows no vote above the promise in it"
+        );
         let mut flags = 0;
         if self.role.leader().is_some() {
             flags |= RowFlags::LEADING;

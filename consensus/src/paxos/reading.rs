@@ -6,7 +6,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Message, Mutant, Nanos, NodeId, Slot};
+use crate::{Message, Mutant, Nanos, NodeId, Slot, requires};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -142,6 +142,12 @@ impl Paxos {
     }
 
     fn release_reads(&mut self, batch: Batch, slot: Slot) {
+        requires!(
+            checked,
+            R1,
+            self.role_is_leader() && slot <= self.commit_slot,
+            "a leader releases reads at a slot that it knows to be chosen"
+        );
         if let Some(through) = batch.local {
             self.reads.ready.push_back(ReadReady { through, slot });
         }
