@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use quorate_consensus::batch::GroupHeader;
+use quorate_consensus::batch::{GroupHeader, SessionCommand};
 use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{
     Accept, Ballot, Configuration, Configurations, Entry, Incarnation, Member, Message, Nanos,
@@ -409,13 +409,11 @@ fn groups_are_applied_once(groups: &[(u64, u64, u32)], stamps: &[u64]) {
         if let Some(stamp) = stamps.get(index) {
             table.advance(*stamp);
         }
-        if !next.contains_key(&session) {
-            let open =
-                quorate_consensus::batch::SessionCommand::Open { session, owner: 0, idle_ms: 0 };
-            table.control(slot, open);
-            next.insert(session, 1u64);
-        }
-        let due = next.get_mut(&session).unwrap();
+        let due = next.entry(session).or_insert_with(|| {
+            let owner = 0;
+            table.control(slot, SessionCommand::Open { session, owner, idle_ms: 0 });
+            1u64
+        });
         let header = GroupHeader {
             session,
             first_sequence: first,
