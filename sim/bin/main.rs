@@ -271,6 +271,9 @@ struct Sum {
     probes: u64,
     faults: u64,
     stalled: u64,
+    changes: u64,
+    transfers: u64,
+    stuck: u64,
     coverage: Coverage,
     whims: [u64; Point::ALL.len()],
     failures: Vec<(u64, String)>,
@@ -288,6 +291,9 @@ impl Sum {
         self.probes += outcome.probes;
         self.faults += outcome.faults;
         self.stalled += u64::from(outcome.stalled);
+        self.changes += outcome.changes;
+        self.transfers += outcome.transfers;
+        self.stuck += u64::from(outcome.stuck);
         self.coverage.add(&outcome.coverage);
         for (sum, hits) in self.whims.iter_mut().zip(outcome.whims) {
             *sum += hits;
@@ -387,9 +393,14 @@ fn report(sum: &Sum, elapsed: Duration, cpu: f64) {
     println!("faults planned      {}", sum.faults);
     println!("slots committed     {}", sum.commits);
     println!("leader changes      {}", sum.leaderships);
+    println!("changes of members  {}", sum.changes);
+    println!("handed over         {}", sum.transfers);
     println!("operations checked  {}", sum.checked);
     println!("stale reads checked {}", sum.stale_reads);
     println!("disks looked at     {}", sum.probes);
+    if sum.stuck > 0 {
+        println!("changes cut short   {} needed a disk that was lost in that moment", sum.stuck);
+    }
     if sum.stalled > 0 {
         println!("stalled, said so    {} after a disaster", sum.stalled);
     }

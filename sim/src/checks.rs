@@ -7,10 +7,11 @@
 //! [`crate::machine`] and at the end of a run.
 
 use crate::medium::{SimMedium, Survival};
+use crate::members::Members;
 use crate::random::Random;
 use crate::shape::Shape;
 use crate::spy::Spy;
-use quorate_consensus::{Ballot, Incarnation, NodeId, Paxos, Slot};
+use quorate_consensus::{Ballot, Incarnation, Member, NodeId, Paxos, RowFlags, Slot};
 use quorate_pmem_log::{CheckpointStore, Log, LogOptions, Recovered, SyncSteps};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +23,9 @@ pub(crate) struct Seen {
     promised: Ballot,
     commit: Slot,
     applied: Slot,
+    /// What was noted of it: its durable vote, and the version of its members.
+    vote: (Ballot, Slot),
+    members_version: Option<u64>,
 }
 
 impl Seen {
@@ -35,8 +39,8 @@ impl Seen {
 /// What a run knows to be so, for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
-    /// For each ballot, how far each replica's durable vote went.
-    voted: BTreeMap<Ballot, Vec<u64>>,
+    /// Who decides what.
+    pub(crate) members: Members,
     /// Committed somewhere.
     pub(crate) committed: u64,
     /// The digest after each slot that some replica stopped at.
@@ -54,6 +58,8 @@ pub(crate) struct Checks {
 pub(crate) struct Subject<'a> {
     /// Counted from 0.
     pub(crate) node: usize,
+    /// Its number, and the life of its disk.
+    pub(crate) member: Member,
     /// Which life.
     pub(crate) life: u64,
     /// The digest of what it applied.
@@ -69,13 +75,17 @@ impl Checks {
         self.leaders.len() as u64
     }
 
-    /// Notes the durable vote of a replica; done even for one that died in this turn, since the vote
-    /// may have left before.
-    pub(crate) fn note_vote(&mut self, subject: &Subject<'_>, nodes: usize) {
-        let (ballot, slot) = subject.core.vote();
-        if ballot > Ballot::ZERO && subject.core.votes() {
-            let reached = self.voted.entry(ballot).or_insert_with(|| vec![0; nodes]);
-            reached[subject.node] = reached[subject.node].max(slot.0);
+    /// Notes the promise and the durable vote of a replica; done even for one that died in this turn,
+    /// since they may have left before.
+    pub(crate) fn note_vote(&mut self, subject: &Subject<'_>, seen: &mut Seen) {
+        let core = subject.core;
+        if core.promised() > seen.promised {
+            self.members.note_promise(subject.member, core.promised());
+        }
+        let vote = core.vote();
+        if vote != seen.vote && vote.0 > Ballot::ZERO && remembers(core) {
+            seen.vote = vote;
+            self.members.note_vote(subject.member, vote);
         }
     }
 
@@ -98,17 +108,12 @@ impl Checks {
         if commit < seen.commit || applied < seen.applied || applied > commit {
             return Err(format!("I6: commit {commit}, applied {applied} after {seen:?}"));
         }
+        let members_version = Some(core.members_version());
         if commit.0 > self.committed {
-            let quorum = shape.quorum();
-            let has_quorum = |reached: &Vec<u64>| {
-                reached.iter().filter(|reached| **reached >= commit.0).count() >= quorum
-            };
-            if !self.voted.values().any(has_quorum) {
-                return Err(format!(
-                    "I5: slot {commit} is committed without a quorum of durable votes"
-                ));
-            }
+            self.members.committed(core, Slot(self.committed))?;
             self.committed = commit.0;
+        } else if members_version != seen.members_version || commit != seen.commit {
+            self.members.learned(core)?;
         }
         if applied != seen.applied {
             let digest = *self.digests.entry(applied.0).or_insert(subject.digest);
@@ -118,6 +123,9 @@ impl Checks {
         }
         if core.role_is_leader() {
             let ballot = core.ballot();
+            if !self.leaders.contains_key(&ballot) {
+                self.members.elected(subject)?;
+            }
             let life = *self.leaders.entry(ballot).or_insert(subject.life);
             if life != subject.life || usize::from(ballot.node.0) != subject.node + 1 {
                 return Err(format!("two lives led under ballot {ballot}"));
@@ -127,7 +135,7 @@ impl Checks {
         if core.window_bytes() > memory {
             return Err(format!("I15: {} bytes of log in memory", core.window_bytes()));
         }
-        *seen = Seen { promised, commit, applied };
+        *seen = Seen { promised, commit, applied, members_version, vote: seen.vote };
         Ok(())
     }
 
@@ -220,6 +228,13 @@ impl Checks {
         }
         Ok(())
     }
+}
+
+/// Whether a replica has all that it promised and accepted, and keeps it: its votes count wherever a
+/// configuration names it.
+fn remembers(core: &Paxos) -> bool {
+    let flags = core.row(core.node()).flags;
+    !flags.has(RowFlags::AMNESIAC) && !flags.has(RowFlags::POISONED)
 }
 
 /// What a window may hold beyond its limits: values in flight are counted when they are taken.

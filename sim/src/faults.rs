@@ -66,6 +66,12 @@ impl World {
             // With the last copy of the founding document the cluster is gone, and what its members found
             // then is another one: no oracle here speaks of that.
             Fault::Wipe { node } if self.is_last_founder(node) => {}
+            Fault::Wipe { node } if self.shape.members.is_some() => {
+                if self.may_lose(node) && !self.places[node].idle {
+                    self.coverage.inject(Row::F58);
+                    self.wipe(node);
+                }
+            }
             Fault::Wipe { node } => {
                 self.coverage.inject(Row::F58);
                 self.crash(node, Survival::Nothing);
@@ -229,6 +235,9 @@ impl World {
         if kind == Damage::Superblock && self.places[node].subject().is_none() {
             return false;
         }
+        if self.shape.members.is_some() && !self.may_lose(node) {
+            return false;
+        }
         self.crash(node, Survival::Subset);
         let done = self.places[node].medium.damage(kind, &mut Random::new(seed));
         let Some(what) = done else { return false };
@@ -240,14 +249,19 @@ impl World {
     }
 
     /// Whether the disks of all others were emptied.
-    fn is_last_founder(&self, node: usize) -> bool {
-        self.places.iter().enumerate().all(|(other, place)| other == node || place.emptied)
+    pub(crate) fn is_last_founder(&self, node: usize) -> bool {
+        let founders = &self.places[..self.shape.founders];
+        founders.iter().all(|place| place.index == node || place.emptied)
     }
 
     /// The disk of `node` broke its word. In a safety run fewer than a quorum may: the last copy of
     /// what is chosen is never destroyed.
     fn forget(&mut self, node: usize) {
         self.places[node].forgets = true;
+        if self.shape.members.is_some() {
+            // `may_lose` has seen to it, for each configuration.
+            return;
+        }
         let forget = self.places.iter().filter(|place| place.forgets).count();
         if !self.shape.disaster && forget > self.shape.nodes - self.shape.quorum() {
             self.fail(format!("atlas: {forget} disks broke their word"));
@@ -439,8 +453,9 @@ impl World {
         // It asks for it, also before its cluster is founded.
         let asks = |process: &Process| process.node.status().trouble.contains("the log failed");
         let failed = match self.places[node].subject() {
-            Some(subject) => !subject.core.votes(),
-            None => self.places[node].process.as_ref().is_some_and(asks),
+            // Of those that are no members nobody expects a vote.
+            Some(subject) if self.shape.members.is_none() => !subject.core.votes(),
+            _ => self.places[node].process.as_ref().is_some_and(asks),
         };
         if failed && !self.places[node].forgets {
             if self.places[node].medium.control().failed().sync {

@@ -16,6 +16,7 @@
 //! depends on real time.
 #![forbid(unsafe_code)]
 
+mod atlas;
 mod checks;
 mod clients;
 mod coverage;
@@ -23,7 +24,9 @@ mod disaster;
 mod faults;
 mod machine;
 mod medium;
+mod members;
 mod network;
+mod operator;
 mod plan;
 mod process;
 mod random;
@@ -31,6 +34,7 @@ mod run;
 mod shape;
 mod shrink;
 mod spy;
+mod starting;
 mod transport;
 mod world;
 

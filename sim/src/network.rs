@@ -6,6 +6,7 @@
 
 mod landing;
 mod noise;
+mod peers;
 
 pub(crate) use noise::MESSAGE_KINDS;
 
@@ -89,6 +90,7 @@ pub(crate) struct Ghost {
     from: usize,
     to: usize,
     generation: u64,
+    partings: u32,
     write: Write,
 }
 
@@ -121,6 +123,10 @@ struct Endpoint {
     generation: u64,
     regions: RegionTable,
     inbox: Vec<Event>,
+    /// Whom it has as its peers.
+    peers: Vec<bool>,
+    /// How often it let go of each.
+    partings: Vec<u32>,
 }
 
 /// An operation on its way.
@@ -221,7 +227,9 @@ impl Net {
             shape,
             now: 0,
             random,
-            endpoints: (0..nodes).map(|_| Endpoint::default()).collect(),
+            endpoints: (0..nodes)
+                .map(|_| Endpoint { partings: vec![0; nodes], ..Endpoint::default() })
+                .collect(),
             lanes: (0..nodes * nodes).map(|_| Default::default()).collect(),
             blocked: vec![0; nodes * nodes],
             extra: vec![0; nodes * nodes],
@@ -260,23 +268,18 @@ impl Net {
         self.hash = mix(self.hash ^ mix(word ^ self.now));
     }
 
-    /// A process starts at `node`: its lanes are tried.
-    pub(crate) fn start(&mut self, node: usize) -> u64 {
+    /// A process starts at `node`, with these peers: its lanes are tried.
+    pub(crate) fn start(&mut self, node: usize, peers: &[usize]) -> u64 {
+        let nodes = self.nodes();
         let endpoint = &mut self.endpoints[node];
+        endpoint.peers = (0..nodes).map(|other| peers.contains(&other)).collect();
         endpoint.alive = true;
         endpoint.generation += 1;
         endpoint.regions = RegionTable::default();
         endpoint.inbox.clear();
         let generation = endpoint.generation;
-        for peer in (0..self.nodes()).filter(|peer| *peer != node) {
-            for lane in 0..2 {
-                let state = self.lane(node, peer, lane);
-                let (life, up) = (state.life, state.up);
-                if !up {
-                    let wait = self.random.exponential(self.shape.latency_mean);
-                    self.connect_after(wait, node, peer, lane, life);
-                }
-            }
+        for peer in peers.iter().filter(|peer| **peer != node) {
+            self.try_lanes(node, *peer);
         }
         generation
     }
@@ -490,6 +493,10 @@ impl Net {
             return;
         }
         let reachable = self.endpoints[a].alive && self.endpoints[b].alive && !self.is_cut(a, b);
+        if !self.are_peers(a, b) {
+            // Whoever has the other as its peer next tries it then.
+            return;
+        }
         if !reachable {
             // A start tries at once; this is for partitions that end.
             if self.endpoints[a].alive && self.endpoints[b].alive {

@@ -5,7 +5,9 @@ use crate::coverage::Row;
 use crate::medium::SimMedium;
 use crate::shape::Shape;
 use crate::spy::Spy;
-use quorate_consensus::{Ballot, Mistake, Nanos, NodeId, Slot, Whims};
+use quorate_consensus::{
+    Ballot, Configuration, Incarnation, Member, Mistake, Nanos, NodeId, Slot, Whims,
+};
 use quorate_pmem_log::SyncSteps;
 use quorate_replica::{CheckpointSteps, Clock, Handle, Node, NodeOptions};
 use std::sync::{Arc, Mutex};
@@ -83,6 +85,14 @@ pub(crate) struct Place {
     pub(crate) deaths: u32,
     /// Its log refused to open: it stays away, loudly.
     pub(crate) refused: bool,
+    /// Its operator does not want it to run.
+    pub(crate) idle: bool,
+    /// Whom its operator told it of, if it joins a cluster that is there.
+    pub(crate) contacts: Option<Vec<usize>>,
+    /// The life of its disk, once it was used.
+    pub(crate) incarnation: Option<Incarnation>,
+    /// What its last process knew of configurations, with the slots that they stand in.
+    pub(crate) known: Vec<(Slot, Configuration)>,
 }
 
 impl Place {
@@ -111,7 +121,26 @@ impl Place {
             behind: false,
             deaths: 0,
             refused: false,
+            idle: index >= shape.founders,
+            contacts: None,
+            incarnation: None,
+            known: Vec::new(),
         }
+    }
+
+    /// Its number, and the life of its disk.
+    #[must_use]
+    pub(crate) fn member(&self) -> Member {
+        let incarnation = self.incarnation.unwrap_or_default();
+        Member { node: NodeId(self.index as u16 + 1), incarnation }
+    }
+
+    /// Whom its process is told of: all founders, or what its operator says.
+    #[must_use]
+    pub(crate) fn told_of(&self, shape: &Shape) -> Vec<usize> {
+        let mut others = self.contacts.clone().unwrap_or_else(|| (0..shape.founders).collect());
+        others.retain(|other| *other != self.index);
+        others
     }
 
     /// The clock of its process at `now`.
@@ -137,7 +166,7 @@ impl Place {
         let process = self.process.as_ref()?;
         let core = process.node.core()?;
         let digest = process.node.digest();
-        Some(Subject { node: self.index, life: process.life, digest, core })
+        Some(Subject { node: self.index, member: self.member(), life: process.life, digest, core })
     }
 }
 
@@ -147,11 +176,16 @@ impl std::fmt::Debug for Place {
     }
 }
 
-/// What the replica at `index` is told.
+/// What the replica at `place` is told.
 #[must_use]
-pub(crate) fn options(index: usize, shape: &Shape, seed: u64, whims: &Whims) -> NodeOptions {
-    let members = (1..=shape.nodes as u16).map(NodeId).collect();
+pub(crate) fn options(place: &Place, shape: &Shape, seed: u64, whims: &Whims) -> NodeOptions {
+    let index = place.index;
+    let mut members = place.told_of(shape);
+    members.push(index);
+    members.sort_unstable();
+    let members = members.into_iter().map(|node| NodeId(node as u16 + 1)).collect();
     let mut options = NodeOptions::new(NodeId(index as u16 + 1), members, seed);
+    options.join = place.contacts.is_some();
     options.heartbeat_interval = Duration::from_nanos(shape.heartbeat);
     options.election_timeout_min = Duration::from_nanos(shape.election_min);
     options.election_timeout_max = Duration::from_nanos(shape.election_max);

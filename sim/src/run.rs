@@ -1,5 +1,6 @@
 //! A run: the safety phase, the liveness phase, and what is checked at the end.
 
+use crate::atlas::{node_at, place_of};
 use crate::coverage::{Coverage, Row, note_checkpoints};
 use crate::disaster;
 use crate::medium::Survival;
@@ -44,6 +45,12 @@ pub struct Outcome {
     pub faults: u64,
     /// A run with a disaster in which too few could vote: it stalled, and said so.
     pub stalled: bool,
+    /// Configurations that were chosen, but for the first.
+    pub changes: u64,
+    /// Leaderships that were handed over because somebody asked for it.
+    pub transfers: u64,
+    /// A disk was lost in the moment in which a change made it indispensable: nothing helps then.
+    pub stuck: bool,
     /// Injected and observed.
     pub coverage: Coverage,
     /// How often each point of the product misbehaved.
@@ -91,7 +98,7 @@ pub(crate) fn run_plan(seed: u64, shape: Shape, plan: Vec<Item>, trace: bool) ->
         disaster::settle(&mut world);
     } else {
         settle(&mut world);
-        if world.violation.is_none() {
+        if world.violation.is_none() && !world.stuck {
             wait_for_convergence(&mut world);
         }
     }
@@ -102,6 +109,7 @@ pub(crate) fn run_plan(seed: u64, shape: Shape, plan: Vec<Item>, trace: bool) ->
 }
 
 fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
+    world.settle_rows();
     let checked = world.clients.history.len() as u64;
     let net_hash = lock(&world.net).hash;
     let net_coverage = lock(&world.net).coverage.clone();
@@ -139,29 +147,51 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
         probes: world.checks.probes,
         faults,
         stalled: world.stalled,
+        changes: world.checks.members.chosen_behind(0).count() as u64,
+        transfers: world.operator.transfers,
+        stuck: world.stuck,
         coverage: world.coverage.clone(),
         whims: world.whims.hits(),
         trace: world.trace.take().map(Vec::from).unwrap_or_default(),
     }
 }
 
-/// Ends the faults of a core that is connected to itself and leaves the rest as it is.
-fn settle(world: &mut World) {
-    let random = &mut Random::split(world.hash, 6);
-    let nodes = world.shape.nodes;
-    let mut whole: Vec<usize> = (0..nodes).filter(|node| !world.places[*node].forgets).collect();
-    random.shuffle(&mut whole);
-    let quorum = world.shape.quorum();
-    let size = random.between(quorum as u64, (whole.len() as u64).max(quorum as u64)) as usize;
-    whole.truncate(size);
+/// The replicas that are healed: a quorum or more of those whose disks kept their word.
+fn draw_core(world: &mut World, random: &mut Random) -> Vec<usize> {
+    let founders = world.shape.founders;
+    let mut whole: Vec<usize> =
+        (0..founders).filter(|node| !world.places[*node].forgets).collect();
+    if world.shape.members.is_some() && world.checks.members.newest().is_some() {
+        let core = world.members_core(random);
+        world.stuck = core.is_none();
+        whole = core.unwrap_or_default();
+    } else {
+        random.shuffle(&mut whole);
+        let quorum = world.shape.quorum();
+        let size = random.between(quorum as u64, (whole.len() as u64).max(quorum as u64)) as usize;
+        whole.truncate(size);
+    }
     let founded = |node: &usize| {
         world.places[*node].subject().is_some() || world.places[*node].told.0.round > 0
     };
     // Founding needs everyone, so everyone is the core of a cluster that is not founded yet.
     if !whole.iter().all(founded) {
-        whole = (0..nodes).filter(|node| !world.places[*node].refused).collect();
+        let present = (0..founders).filter(|node| !world.places[*node].refused);
+        let late = whole.iter().copied().filter(|node| *node >= founders);
+        whole = present.chain(late).collect();
     }
     whole.sort_unstable();
+    whole
+}
+
+/// Ends the faults of a core that is connected to itself and leaves the rest as it is.
+fn settle(world: &mut World) {
+    let random = &mut Random::split(world.hash, 6);
+    let nodes = world.shape.nodes;
+    let whole = draw_core(world, random);
+    if world.stuck {
+        return;
+    }
     world.say(|| {
         format!(
             "liveness phase: the core is {:?}",
@@ -191,6 +221,7 @@ pub(crate) fn heal_place(world: &mut World, node: usize) {
     let place = &mut world.places[node];
     place.slow = 1;
     place.stall = 0;
+    place.idle = false;
     place.death = None;
     place.medium.control().calm();
     world.go_on(node);
@@ -276,10 +307,23 @@ fn write_fresh(world: &mut World, fresh: &[usize], written: &mut [Option<u32>]) 
 
 /// What is still missing.
 fn unconverged(world: &World, written: &[Option<u32>]) -> Option<String> {
-    let Some((ballot, _)) = leader(world) else { return Some("no leader".into()) };
+    let Some((ballot, leader)) = leader(world) else { return Some("no leader".into()) };
     let served = served(world);
+    let standing = world.checks.members.newest().map(|(_, standing)| standing);
+    if let Some(standing) = standing.filter(|_| world.shape.members.is_some()) {
+        if !standing.settled {
+            return Some("the last change of members is not settled".into());
+        }
+        if !standing.electors().any(|member| place_of(member.node) == leader) {
+            return Some(format!("replica {} leads and is no voter", leader + 1));
+        }
+    }
+    let is_member = |node: usize| standing.is_none_or(|standing| standing.names(node_at(node)));
     for (place, node) in world.core.iter().enumerate() {
         let name = node + 1;
+        if !is_member(*node) {
+            continue;
+        }
         let Some(subject) = world.places[*node].subject() else {
             return Some(format!("replica {name} does not take part"));
         };
@@ -299,8 +343,8 @@ fn unconverged(world: &World, written: &[Option<u32>]) -> Option<String> {
             ));
         }
     }
-    let mut digests =
-        world.core.iter().filter_map(|node| Some(world.places[*node].subject()?.digest));
+    let members = world.core.iter().filter(|node| is_member(**node));
+    let mut digests = members.filter_map(|node| Some(world.places[*node].subject()?.digest));
     let first = digests.next();
     digests.any(|digest| Some(digest) != first).then(|| "I7: the core has different digests".into())
 }

@@ -13,8 +13,12 @@ pub(crate) const MS: u64 = 1_000_000;
 /// The shape of a run. Times in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
-    /// Replicas.
+    /// Places for replicas: those of the founding members, then spare ones.
     pub(crate) nodes: usize,
+    /// Founding members.
+    pub(crate) founders: usize,
+    /// Who is a member changes; none: it does not.
+    pub(crate) members: Option<MembersShape>,
     /// How long faults go on before the liveness phase.
     pub(crate) safety_nanos: u64,
     /// The network.
@@ -89,14 +93,61 @@ pub(crate) struct Shape {
     pub(crate) whims: [u64; Point::ALL.len()],
 }
 
+/// How an operator changes the members. Times in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct MembersShape {
+    /// The operator looks after the cluster so often, on average.
+    pub(crate) step_mean: u64,
+    /// Voters at the most.
+    pub(crate) voters_max: usize,
+    /// Steps that ask a replica that may not be the leader, of a million.
+    pub(crate) astray_ppm: u64,
+    /// Steps that hand leadership over, of a million.
+    pub(crate) transfers_ppm: u64,
+}
+
+/// The stream that decides who becomes a member. The number was chosen so that no seed that was kept
+/// before there were changes of members has any: they stay what they were.
+const MEMBERS_STREAM: u64 = 10;
+
 impl Shape {
     /// Draws the shape of `seed`.
     #[must_use]
     pub(crate) fn draw(seed: u64, kinds_known: usize) -> Self {
+        let mut shape = Self::draw_founders(seed, kinds_known);
+        shape.draw_members(&mut Random::split(seed, MEMBERS_STREAM));
+        shape
+    }
+
+    fn draw_founders(seed: u64, kinds_known: usize) -> Self {
         let mut shape = Self::draw_plain(seed, kinds_known);
         shape.draw_lease(&mut Random::split(seed, 7));
         shape.quiet_after = Random::split(seed, 9).pick(&[0, 0, 0, 1, 2, 8]);
+        shape.founders = shape.nodes;
         shape
+    }
+
+    /// Changes of members, in a third of the runs. They take the chances of a stream of their own, so
+    /// that all other seeds stay what they were.
+    fn draw_members(&mut self, random: &mut Random) {
+        if !random.chance(350_000) {
+            return;
+        }
+        let spares = random.pick(&[0, 1, 2, 2, 3]);
+        for _ in 0..spares {
+            let rate = random.pick(&self.rates);
+            self.rates.push(rate);
+            self.skews_ms.push(random.exponential(500));
+        }
+        self.nodes += spares;
+        // Who may lose its disk depends on who is a member then: see `World::may_lose`.
+        self.victims = if random.chance(700_000) { (0..self.nodes).collect() } else { Vec::new() };
+        self.members = Some(MembersShape {
+            step_mean: random.pick(&[20, 60, 60, 200]) * MS,
+            voters_max: random.pick(&[3, 5, 5, 7]).max(self.founders),
+            astray_ppm: random.pick(&[0, 100_000, 300_000]),
+            transfers_ppm: random.pick(&[0, 100_000, 300_000]),
+        });
     }
 
     /// Leases, in half of the runs: as long as a time-out, or as short as they may be. Clocks are
@@ -160,6 +211,8 @@ impl Shape {
         kinds.sort_unstable();
         Self {
             nodes,
+            founders: nodes,
+            members: None,
             safety_nanos: random.between(1_500, 5_000) * MS,
             net: draw_net(random, slow),
             profile: draw_profile(random),
@@ -212,7 +265,7 @@ impl Shape {
     /// Draws the shape of a run in which the disks of a quorum break their word.
     #[must_use]
     pub(crate) fn draw_disaster(seed: u64, kinds_known: usize) -> Self {
-        let mut shape = Self::draw(seed, kinds_known);
+        let mut shape = Self::draw_founders(seed, kinds_known);
         shape.disaster = true;
         shape
     }

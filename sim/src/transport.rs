@@ -5,7 +5,7 @@ use crate::spy::Spy;
 use bytes::Bytes;
 use quorate_consensus::NodeId;
 use quorate_transport::{
-    Event, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
+    Event, LinkStatus, OpNumber, PeerError, PostError, RegionError, RegionId, Transport, Wake,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,23 +25,19 @@ pub(crate) struct SimTransport {
     net: SharedNet,
     spy: Arc<Mutex<Spy>>,
     node: usize,
-    nodes: usize,
 }
 
 impl SimTransport {
     /// The end of replica `node`, counted from 0.
     #[must_use]
-    pub(crate) fn new(net: SharedNet, spy: Arc<Mutex<Spy>>, node: usize, nodes: usize) -> Self {
-        Self { net, spy, node, nodes }
+    pub(crate) fn new(net: SharedNet, spy: Arc<Mutex<Spy>>, node: usize) -> Self {
+        Self { net, spy, node }
     }
 
     fn index(&self, peer: NodeId) -> Result<usize, PostError> {
         let index = usize::from(peer.0).wrapping_sub(1);
-        if index < self.nodes && index != self.node {
-            Ok(index)
-        } else {
-            Err(PostError::Unknown(peer))
-        }
+        let known = lock(&self.net).has_peer(self.node, index);
+        if known { Ok(index) } else { Err(PostError::Unknown(peer)) }
     }
 }
 
@@ -51,8 +47,26 @@ impl Transport for SimTransport {
     }
 
     fn peers(&self) -> Vec<NodeId> {
-        let others = (0..self.nodes).filter(|node| *node != self.node);
-        others.map(|node| NodeId(node as u16 + 1)).collect()
+        let peers = lock(&self.net).peers(self.node);
+        peers.into_iter().map(|node| NodeId(node as u16 + 1)).collect()
+    }
+
+    fn add_peer(&mut self, peer: NodeId, address: &str) -> Result<(), PeerError> {
+        let index = usize::from(peer.0).wrapping_sub(1);
+        if lock(&self.net).add_peer(self.node, index) {
+            return Ok(());
+        }
+        Err(PeerError::Unusable(peer, address.to_owned(), "there is no such place".into()))
+    }
+
+    fn remove_peer(&mut self, peer: NodeId) {
+        if let Ok(index) = self.index(peer) {
+            lock(&self.net).remove_peer(self.node, index);
+        }
+    }
+
+    fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        lock(&self.net).regions(self.node).unregister(region)
     }
 
     fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {

@@ -1,20 +1,19 @@
 //! The world of one run: time, events, and the turns of the replicas.
 
-use crate::checks::{self, Checks};
+use crate::checks::{Checks, Subject};
 use crate::clients::{Clients, Standing};
 use crate::coverage::{Coverage, Row, note_checkpoints};
-use crate::machine::{Ledger, SimMachine};
+use crate::machine::Ledger;
 use crate::medium::Survival;
 use crate::network::{Net, NetEvent, QUEUE_BYTES_MAX};
+use crate::operator::Operator;
 use crate::plan::Item;
-use crate::process::{Place, Process, options};
+use crate::process::Place;
 use crate::random::{Random, mix};
 use crate::shape::{MS, Shape};
-use crate::spy::Spy;
-use crate::transport::{SharedNet, SimTransport, lock};
-use quorate_consensus::{Ballot, Incarnation, Mistake, RoleName, Slot, Whims};
-use quorate_pmem_log::{End, MediumKind, Recovered, SyncSteps};
-use quorate_replica::Node;
+use crate::transport::{SharedNet, lock};
+use quorate_consensus::{Ballot, Member, RoleName, Slot, Whims};
+use quorate_pmem_log::MediumKind;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -50,6 +49,10 @@ pub(crate) enum Happening {
     Restart(usize),
     /// Some time has passed since a fault ended.
     Look(usize),
+    /// The operator looks after the members.
+    Operate,
+    /// Some time has passed since a removed member stood for election against this leader.
+    LookForPeace(Ballot),
 }
 
 struct Scheduled {
@@ -120,6 +123,8 @@ pub(crate) struct World {
     duel: bool,
     /// After a disaster too few can vote.
     pub(crate) stalled: bool,
+    /// A change needs a disk that was lost in the same moment.
+    pub(crate) stuck: bool,
     /// Answers to a catch-up that held nothing, of processes that are gone.
     pub(crate) empty_answers: u64,
     /// Faults in force, for those that hit whoever led: whom they hit.
@@ -128,6 +133,8 @@ pub(crate) struct World {
     pub(crate) client_random: Random,
     /// Legal misbehaviour of the product.
     pub(crate) whims: Whims,
+    /// Who changes the members.
+    pub(crate) operator: Operator,
     queue: BinaryHeap<Reverse<Scheduled>>,
     order: u64,
     lives: u64,
@@ -148,6 +155,7 @@ impl World {
             candidates: 0,
             duel: false,
             stalled: false,
+            stuck: false,
             empty_answers: 0,
             committed_before: vec![0; plan.len()],
             net: Arc::new(Mutex::new(net)),
@@ -166,14 +174,18 @@ impl World {
             random: Random::split(seed, 4),
             client_random: Random::split(seed, 5),
             whims: Whims::new(Random::split(seed, 7).word(), shape.whims),
+            operator: Operator::new(Random::split(seed, 11)),
             queue: BinaryHeap::new(),
             order: 0,
             lives: 0,
             shape,
         };
-        for node in 0..world.shape.nodes {
+        for node in 0..world.shape.founders {
             let at = world.random.below(20 * MS);
             world.schedule(at, Happening::Restart(node));
+        }
+        if world.shape.members.is_some() {
+            world.schedule(200 * MS, Happening::Operate);
         }
         for client in 0..world.clients.all.len() {
             let at = world.client_random.below(100 * MS);
@@ -288,7 +300,15 @@ impl World {
             Happening::Client(client) => self.client(client),
             Happening::Restart(node) => self.restart(node),
             Happening::Look(index) => self.look(index),
+            Happening::Operate => self.operate(),
+            Happening::LookForPeace(ballot) => self.look_for_peace(ballot),
         }
+    }
+
+    /// No two lives of processes have the same number.
+    pub(crate) fn next_life(&mut self) -> u64 {
+        self.lives += 1;
+        self.lives
     }
 
     /// Does something to the network.
@@ -383,7 +403,10 @@ impl World {
     /// Checks a replica after its turn.
     fn observe(&mut self, node: usize) {
         let Some(subject) = self.places[node].subject() else { return };
-        self.checks.note_vote(&subject, self.shape.nodes);
+        let Some(process) = &self.places[node].process else { return };
+        let mut seen = process.seen;
+        let was = seen;
+        self.checks.note_vote(&subject, &mut seen);
         let core = subject.core;
         let state = core.commit_slot().0 << 20 ^ core.promised().pack() ^ subject.digest;
         self.hash = mix(self.hash ^ mix(state ^ self.now << 8 ^ node as u64));
@@ -399,9 +422,7 @@ impl World {
         let (role, leads) = (core.role(), core.role_is_leader());
         let (promised, commit) = (core.promised().pack(), core.commit_slot());
         let leading = if leads { core.ballot().pack() } else { 0 };
-        let Some(process) = &self.places[node].process else { return };
-        let mut seen = process.seen;
-        let was = seen;
+        let unnamed = self.shape.members.is_some() && core.votes() && !is_named(&subject);
         let checked =
             if dead { Ok(()) } else { self.checks.after_turn(&subject, &mut seen, &self.shape) };
         let line = (self.trace.is_some() && format!("{was:?}") != format!("{seen:?}"))
@@ -420,7 +441,7 @@ impl World {
         if early {
             self.fail(format!("amnesia: replica {} votes before it is repaired", node + 1));
         }
-        if forgot {
+        if forgot || unnamed {
             self.fail(format!("amnesia: replica {} lost votes and votes (life {life})", node + 1));
         }
         let wrong = lock(&self.ledger).violation.clone();
@@ -445,6 +466,9 @@ impl World {
         if role == RoleName::Candidate {
             let first = self.candidates & bit == 0;
             self.candidates |= bit;
+            if first {
+                self.note_candidate(node);
+            }
             if first && commit.0 < self.checks.committed && !self.places[node].behind {
                 self.places[node].behind = true;
                 self.coverage.inject(Row::F28);
@@ -607,6 +631,7 @@ impl World {
         let Some(process) = self.places[node].process.take() else { return };
         let power = survival != Survival::Everything;
         note_checkpoints(&mut self.coverage, &process.node);
+        self.remember_members(node, &process);
         let checkpoints = process.node.status().checkpoints;
         if checkpoints.taking_bytes.is_some() {
             self.coverage.inject(Row::F69);
@@ -649,143 +674,13 @@ impl World {
             format!("replica {} is gone ({survival:?} of its unsynced bytes left)", node + 1)
         });
     }
+}
 
-    /// A process starts on what the disk has.
-    pub(crate) fn restart(&mut self, node: usize) {
-        if self.places[node].process.is_some() || self.places[node].refused {
-            return;
-        }
-        let mut steps = SyncSteps::default();
-        steps.mistake = Mistake::of(self.shape.mutant);
-        steps.whims = self.whims.clone();
-        let fresh = Incarnation(self.random.word());
-        let medium = Arc::clone(&self.places[node].medium);
-        if let Some((operations, times)) = self.places[node].recovery_deaths.take() {
-            medium.control().kill_after(operations);
-            let again = times.checked_sub(1).filter(|left| *left > 0);
-            self.places[node].recovery_deaths = again.map(|left| (operations, left));
-        }
-        let opened = checks::open(Arc::clone(&medium), node, &self.shape, fresh, &steps);
-        let (log, recovered) = match opened {
-            Ok(opened) => opened,
-            Err(error) if self.places[node].forgets => {
-                self.say(|| format!("replica {} refuses to start: {error}", node + 1));
-                self.places[node].refused = true;
-                return;
-            }
-            // The disk failed again in the middle of it, or has no room: its operator tries again.
-            Err(_) if medium.control().excuses() => {
-                if medium.control().is_dead() {
-                    self.coverage.observe(Row::F62);
-                }
-                if let Some(row) = medium.control().died_in() {
-                    self.coverage.inject(row);
-                    self.places[node].died_of.push(row);
-                }
-                let again = medium.after_crash(Survival::Subset, &mut self.random);
-                again.control().set_full(medium.control().is_full());
-                self.places[node].medium = again;
-                return self.schedule(self.now + 100 * MS, Happening::Restart(node));
-            }
-            Err(error) => {
-                return self.fail(format!("replica {} cannot open its log: {error}", node + 1));
-            }
-        };
-        // It came back sooner than it was to die.
-        medium.control().spare();
-        if !self.places[node].forgets {
-            let (told, vote) = self.places[node].told;
-            let copy = medium.after_crash(Survival::Everything, &mut Random::new(0));
-            let checked = self.checks.recovered(copy, &log, &recovered, told, vote);
-            if let Err(what) = checked {
-                return self.fail(format!("{what} (replica {}, restarted)", node + 1));
-            }
-        }
-        self.note_return(node, &recovered);
-        let (first, last) = (recovered.first_slot, recovered.last_slot);
-        self.start(node, log, recovered, steps, first, last);
-    }
-
-    /// The replica survived what it died of, if its disk gave something back.
-    fn note_return(&mut self, node: usize, recovered: &Recovered) {
-        let place = &mut self.places[node];
-        place.forgot = place.wiped || !recovered.promise_certain;
-        place.damaged = (!recovered.damaged.is_empty()).then_some(place.told);
-        let damaged = !recovered.damaged.is_empty() || !recovered.promise_certain;
-        if place.deaths >= 3 && !place.died_of.is_empty() {
-            self.coverage.observe(Row::F33);
-        }
-        for row in std::mem::take(&mut place.died_of) {
-            let seen = match row {
-                Row::F47 | Row::F50 | Row::F51 => damaged,
-                Row::F58 => recovered.last_slot == Slot::ZERO,
-                _ => recovered.last_slot > Slot::ZERO,
-            };
-            if seen {
-                self.coverage.observe(row);
-            }
-        }
-        if let End::TornTail { bytes } = recovered.end {
-            self.coverage.meet(Row::F43);
-            if bytes > 512 {
-                self.coverage.meet(Row::F44);
-            }
-        }
-    }
-
-    fn start(
-        &mut self,
-        node: usize,
-        log: quorate_pmem_log::Log,
-        recovered: Recovered,
-        steps: SyncSteps,
-        first: Slot,
-        last: Slot,
-    ) {
-        self.with_net(|net| {
-            net.start(node);
-        });
-        let spy = Arc::new(Mutex::new(Spy::new(Arc::clone(&self.places[node].medium))));
-        let nodes = self.shape.nodes;
-        let transport = SimTransport::new(Arc::clone(&self.net), Arc::clone(&spy), node, nodes);
-        self.lives += 1;
-        let life = self.lives;
-        let machine = SimMachine::new(life, Arc::clone(&self.ledger));
-        let options = options(node, &self.shape, self.random.word(), &self.whims);
-        let made = Node::new(options, Box::new(transport), log, recovered, Box::new(machine));
-        let medium = Arc::clone(&self.places[node].medium);
-        let product = match made {
-            Ok(product) => product,
-            // The disk failed once more, in the middle of looking for checkpoints.
-            Err(_) if medium.control().excuses() => {
-                self.with_net(|net| net.stop(node));
-                let again = medium.after_crash(Survival::Subset, &mut self.random);
-                again.control().set_full(medium.control().is_full());
-                self.places[node].medium = again;
-                return self.schedule(self.now + 100 * MS, Happening::Restart(node));
-            }
-            Err(error) => return self.fail(format!("replica {} cannot start: {error}", node + 1)),
-        };
-        let (handle, born) = (product.handle(), self.now);
-        let seen = checks::Seen::default();
-        let checkpoints = product.checkpoint_steps();
-        let process = Process {
-            node: product,
-            handle,
-            steps,
-            syncing: false,
-            checkpoints,
-            checkpointing: false,
-            spy,
-            life,
-            born,
-            seen,
-        };
-        self.places[node].process = Some(process);
-        self.places[node].step_at = u64::MAX;
-        self.say(|| format!("replica {} starts with slots {first} to {last}", node + 1));
-        self.wake(node);
-    }
+/// Whether some configuration that a replica knows names it, with its disk, as a voter.
+fn is_named(subject: &Subject<'_>) -> bool {
+    let Member { node, incarnation } = subject.member;
+    let mut known = subject.core.configurations().iter();
+    known.any(|(_, configuration)| configuration.votes(node, incarnation))
 }
 
 impl std::fmt::Debug for World {

@@ -165,17 +165,22 @@ impl Net {
         {
             let wait = self.random.exponential(self.shape.back_off_mean * 2);
             let generation = self.endpoints[to].generation;
+            let partings = self.endpoints[to].partings[from];
             self.coverage.inject(Row::F96);
-            let ghost = Box::new(Ghost { from, to, generation, write });
+            let ghost = Box::new(Ghost { from, to, generation, partings, write });
             self.due.push((self.now + wait, NetEvent::Ghost(ghost)));
         }
     }
 
     /// It lands, in the memory of whichever process is there now.
     pub(super) fn appear(&mut self, ghost: &Ghost) {
-        let Ghost { from, to, generation, write } = ghost;
+        let Ghost { from, to, generation, partings, write } = ghost;
         let endpoint = &self.endpoints[*to];
         if !endpoint.alive || self.is_fenced(*from, *to) {
+            return;
+        }
+        if endpoint.generation == *generation && endpoint.partings[*from] != *partings {
+            // The memory that it was to land in was given back.
             return;
         }
         if endpoint.generation == *generation {

@@ -1,0 +1,173 @@
+//! Who decides what, as the checks know it: from the configurations that are chosen, and from what each
+//! voter promised and accepted. A voter is a number and the life of its disk.
+
+use crate::checks::Subject;
+use quorate_consensus::{Ballot, Configuration, Member, Paxos, Slot};
+use std::collections::BTreeMap;
+
+/// What is known of members, for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    /// The configurations that are chosen, by the slot that each stands in; in slot 0 the first one.
+    chosen: BTreeMap<u64, Configuration>,
+    /// For each ballot, how far each voter's durable vote went.
+    voted: BTreeMap<Ballot, Vec<(Member, u64)>>,
+    /// The highest promise of each.
+    promised: Vec<(Member, Ballot)>,
+}
+
+impl Members {
+    /// A durable vote.
+    pub(crate) fn note_vote(&mut self, member: Member, (ballot, slot): (Ballot, Slot)) {
+        let reached = self.voted.entry(ballot).or_default();
+        match reached.iter_mut().find(|(voter, _)| *voter == member) {
+            Some((_, reached)) => *reached = (*reached).max(slot.0),
+            None => reached.push((member, slot.0)),
+        }
+    }
+
+    /// A promise.
+    pub(crate) fn note_promise(&mut self, member: Member, ballot: Ballot) {
+        match self.promised.iter_mut().find(|(promiser, _)| *promiser == member) {
+            Some((_, promised)) => *promised = (*promised).max(ballot),
+            None => self.promised.push((member, ballot)),
+        }
+    }
+
+    /// The configuration that decides `slot`, as far as it is chosen.
+    #[must_use]
+    pub(crate) fn deciding(&self, slot: Slot) -> Option<&Configuration> {
+        self.chosen.range(..slot.0).next_back().map(|(_, configuration)| configuration)
+    }
+
+    /// The newest chosen one, and where it stands.
+    #[must_use]
+    pub(crate) fn newest(&self) -> Option<(u64, &Configuration)> {
+        self.chosen.last_key_value().map(|(slot, configuration)| (*slot, configuration))
+    }
+
+    /// The newest chosen one that is settled, and where it stands: what came before is over.
+    #[must_use]
+    pub(crate) fn settled(&self) -> Option<(u64, &Configuration)> {
+        let mut newest_first = self.chosen.iter().rev();
+        let settled = newest_first.find(|(_, configuration)| configuration.settled)?;
+        Some((*settled.0, settled.1))
+    }
+
+    /// Those that are chosen behind `slot`.
+    pub(crate) fn chosen_behind(&self, slot: u64) -> impl Iterator<Item = &Configuration> + '_ {
+        self.chosen.range(slot + 1..).map(|(_, configuration)| configuration)
+    }
+
+    fn insert(&mut self, slot: u64, configuration: &Configuration) -> Result<(), String> {
+        match self.chosen.get(&slot) {
+            None => {
+                self.chosen.insert(slot, configuration.clone());
+            }
+            Some(known) if known == configuration => {}
+            Some(known) => {
+                return Err(format!(
+                    "I1: two configurations in slot {slot}: {configuration:?}, {known:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a replica knows of configurations in chosen slots.
+    ///
+    /// # Errors
+    /// It contradicts what is known.
+    pub(crate) fn learned(&mut self, core: &Paxos) -> Result<(), String> {
+        let commit = core.commit_slot();
+        let known = core.configurations().iter().take_while(|(slot, _)| *slot <= commit);
+        for (slot, configuration) in known {
+            self.insert(slot.0, configuration)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the voters of `configuration` chose `slot` under some ballot.
+    fn have_chosen(&self, configuration: &Configuration, slot: Slot) -> bool {
+        let electors = || configuration.electors();
+        self.voted.values().rev().any(|reached| {
+            let has = |member| reached.iter().any(|vote| vote.0 == member && vote.1 >= slot.0);
+            electors().filter(|member| has(*member)).count() >= configuration.quorum()
+        })
+    }
+
+    /// I5: a replica says that all up to its commit slot is chosen, which nobody said of what lies
+    /// above `before`. Each slot must have a quorum of the configuration that decides it.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(crate) fn committed(&mut self, core: &Paxos, before: Slot) -> Result<(), String> {
+        self.learned_below(core, before)?;
+        let commit = core.commit_slot();
+        let Some(standing) = self.deciding(before.next()) else {
+            return Err("I5: something is committed by nobody".into());
+        };
+        let mut standing = standing.clone();
+        let fails = |slot: Slot, by: &Configuration| {
+            Err(format!(
+                "I5: slot {slot} is committed without a quorum of durable votes of {by:?}"
+            ))
+        };
+        let news = core.configurations().iter().filter(|(slot, _)| *slot > before);
+        let news: Vec<_> = news.take_while(|(slot, _)| *slot <= commit).collect();
+        for (slot, next) in news {
+            // The switch before it was committed by one that died in that turn, and is forgotten here.
+            let unseen = next.id > standing.id + 1
+                || next.id > standing.id && next.settled && !next.decides_like(&standing);
+            let chosen = self.have_chosen(&standing, slot);
+            if !chosen && !(unseen && self.have_chosen(next, slot)) {
+                return fails(slot, &standing);
+            }
+            self.insert(slot.0, next)?;
+            standing = next.clone();
+        }
+        if self.newest().is_none_or(|(slot, _)| slot < commit.0)
+            && !self.have_chosen(&standing, commit)
+        {
+            return fails(commit, &standing);
+        }
+        Ok(())
+    }
+
+    fn learned_below(&mut self, core: &Paxos, slot: Slot) -> Result<(), String> {
+        for (at, configuration) in core.configurations().iter().take_while(|(at, _)| *at <= slot) {
+            self.insert(at.0, configuration)?;
+        }
+        Ok(())
+    }
+
+    /// A replica leads under a new ballot: a quorum of each configuration that may decide what it
+    /// proposes must have promised it (rule C3), and one of them must name it as a voter (rule C8).
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(crate) fn elected(&self, subject: &Subject<'_>) -> Result<(), String> {
+        let core = subject.core;
+        let (ballot, commit) = (core.ballot(), core.commit_slot());
+        let open = core.configurations().iter().filter(|(slot, _)| *slot > commit);
+        let open = open.map(|(_, configuration)| configuration);
+        let deciding: Vec<_> = self.deciding(commit.next()).into_iter().chain(open).collect();
+        let has_promised = |member: &Member| {
+            self.promised.iter().any(|(voter, promised)| voter == member && *promised >= ballot)
+        };
+        for configuration in &deciding {
+            let promises = configuration.electors().filter(has_promised).count();
+            if promises < configuration.election_quorum() {
+                return Err(format!(
+                    "elected: {ballot} leads with {promises} promises of {configuration:?}"
+                ));
+            }
+        }
+        let is_named =
+            |by: &Configuration| by.votes(subject.member.node, subject.member.incarnation);
+        if !deciding.into_iter().any(is_named) {
+            return Err(format!("elected: {ballot} leads, and its owner is no voter"));
+        }
+        Ok(())
+    }
+}
