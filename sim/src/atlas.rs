@@ -55,11 +55,7 @@ impl World {
 
     /// Whether `configuration` could decide with the disks that kept their word, but for that of `lost`.
     #[must_use]
-    pub(crate) fn could_decide(
-        &self,
-        configuration: &Configuration,
-        lost: Option<usize>,
-    ) -> bool {
+    pub(crate) fn could_decide(&self, configuration: &Configuration, lost: Option<usize>) -> bool {
         is_enough(configuration, |member| {
             Some(place_of(member.node)) != lost && self.is_whole(member)
         })
@@ -118,8 +114,7 @@ impl World {
     #[must_use]
     pub(crate) fn members_core(&self, random: &mut Random) -> Option<Vec<usize>> {
         let deciders = self.deciders();
-        let mut members: Vec<Member> =
-            deciders.iter().flat_map(Configuration::electors).collect();
+        let mut members: Vec<Member> = deciders.iter().flat_map(Configuration::electors).collect();
         members.sort_unstable();
         members.dedup();
         members.retain(|member| self.is_whole(*member));
@@ -145,7 +140,10 @@ impl World {
             // knows are there, and tell it.
             let there = |place: &&Place| !place.forgets && !place.refused;
             let there = self.places.iter().filter(there);
-            core = there.filter(|place| place.incarnation.is_some()).map(|place| place.index).collect();
+            core = there
+                .filter(|place| place.incarnation.is_some())
+                .map(|place| place.index)
+                .collect();
         }
         Some(core)
     }

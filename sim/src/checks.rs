@@ -124,7 +124,7 @@ impl Checks {
         if core.role_is_leader() {
             let ballot = core.ballot();
             if !self.leaders.contains_key(&ballot) {
-                self.members.elected(subject)?;
+                self.members.elected(subject, seen.commit)?;
             }
             let life = *self.leaders.entry(ballot).or_insert(subject.life);
             if life != subject.life || usize::from(ballot.node.0) != subject.node + 1 {

@@ -107,6 +107,7 @@ impl World {
                 self.crash(node, Survival::Everything);
             }
             Fault::Ambush { .. } => self.ambush = Some(index),
+            Fault::Waylay { .. } => self.operator.waylay = Some(index),
             Fault::Refuse { node, kind } => {
                 self.coverage.inject(Row::F08);
                 self.with_net(|net| net.refuse_once(node, kind));
@@ -278,13 +279,7 @@ impl World {
         self.coverage.inject(Row::F27);
         self.with_net(|net| net.swallow(node));
         if self.shape.profile.kind == MediumKind::Memory {
-            let others: Vec<usize> = (0..self.shape.nodes).filter(|other| *other != node).collect();
-            for other in others {
-                self.with_net(|net| {
-                    net.block(node, other, 20 * MS, Row::F02);
-                    net.block(other, node, 20 * MS, Row::F02);
-                });
-            }
+            self.cut_off(node);
             self.hit[index] = Some(node);
         } else {
             self.note_crash(node, Survival::Everything);
@@ -297,6 +292,38 @@ impl World {
         };
         if let Some(place) = self.plan.iter().position(partition) {
             self.end(place);
+        }
+    }
+
+    /// A change of members is in the log of the leader, and nowhere else yet.
+    pub(crate) fn waylay(&mut self, node: usize) {
+        let Some(index) = self.operator.waylay.take() else { return };
+        let Fault::Waylay { dies } = self.plan[index].fault else { return };
+        self.say(|| format!("fault {index}: replica {} is waylaid", node + 1));
+        self.hit[index] = Some(node);
+        if dies {
+            self.note_crash(node, Survival::Subset);
+            self.crash(node, Survival::Subset);
+        } else {
+            self.coverage.inject(Row::F02);
+            self.cut_off(node);
+        }
+    }
+
+    /// Nothing reaches `node`, and nothing leaves it.
+    fn cut_off(&mut self, node: usize) {
+        for other in (0..self.shape.nodes).filter(|other| *other != node) {
+            self.with_net(|net| {
+                net.block(node, other, 20 * MS, Row::F02);
+                net.block(other, node, 20 * MS, Row::F02);
+            });
+        }
+    }
+
+    fn let_in(&mut self, node: usize) {
+        for other in (0..self.shape.nodes).filter(|other| *other != node) {
+            self.unblock(node, other);
+            self.unblock(other, node);
         }
     }
 
@@ -356,10 +383,17 @@ impl World {
                     self.ambush = None;
                 }
                 if let Some(node) = hit {
-                    for other in (0..self.shape.nodes).filter(|other| *other != node) {
-                        self.unblock(node, other);
-                        self.unblock(other, node);
-                    }
+                    self.let_in(node);
+                }
+            }
+            Fault::Waylay { dies } => {
+                if self.operator.waylay == Some(index) {
+                    self.operator.waylay = None;
+                }
+                match hit {
+                    Some(node) if dies => self.restart(node),
+                    Some(node) => self.let_in(node),
+                    None => {}
                 }
             }
             Fault::Fence { from, to } => {

@@ -109,9 +109,7 @@ impl Members {
         };
         let mut standing = standing.clone();
         let fails = |slot: Slot, by: &Configuration| {
-            Err(format!(
-                "I5: slot {slot} is committed without a quorum of durable votes of {by:?}"
-            ))
+            Err(format!("I5: slot {slot} is committed without a quorum of durable votes of {by:?}"))
         };
         let news = core.configurations().iter().filter(|(slot, _)| *slot > before);
         let news: Vec<_> = news.take_while(|(slot, _)| *slot <= commit).collect();
@@ -142,11 +140,12 @@ impl Members {
     }
 
     /// A replica leads under a new ballot: a quorum of each configuration that may decide what it
-    /// proposes must have promised it (rule C3), and one of them must name it as a voter (rule C8).
+    /// proposes must have promised it (rule C3), and one of those that decide what it did not know to be
+    /// chosen before this turn must name it as a voter (rule C8).
     ///
     /// # Errors
     /// What is wrong.
-    pub(crate) fn elected(&self, subject: &Subject<'_>) -> Result<(), String> {
+    pub(crate) fn elected(&self, subject: &Subject<'_>, before: Slot) -> Result<(), String> {
         let core = subject.core;
         let (ballot, commit) = (core.ballot(), core.commit_slot());
         let open = core.configurations().iter().filter(|(slot, _)| *slot > commit);
@@ -165,7 +164,9 @@ impl Members {
         }
         let is_named =
             |by: &Configuration| by.votes(subject.member.node, subject.member.incarnation);
-        if !deciding.into_iter().any(is_named) {
+        let found = self.chosen.range(before.0..=commit.0).map(|(_, configuration)| configuration);
+        let found = self.deciding(before.next()).into_iter().chain(found);
+        if !found.chain(deciding).any(is_named) {
             return Err(format!("elected: {ballot} leads, and its owner is no voter"));
         }
         Ok(())

@@ -54,6 +54,8 @@ pub(crate) struct Operator {
     open: Vec<Open>,
     /// Replicas with an empty disk, and a number that is a voter's.
     strangers: Vec<usize>,
+    /// The fault that waits for a change.
+    pub(crate) waylay: Option<usize>,
     /// Leaderships that were handed over because it was asked for.
     pub(crate) transfers: u64,
     /// Changes that were refused.
@@ -69,6 +71,7 @@ impl Operator {
             asked: None,
             open: Vec::new(),
             strangers: Vec::new(),
+            waylay: None,
             transfers: 0,
             refused: 0,
         }
@@ -90,6 +93,9 @@ impl Operator {
         self.strangers.push(node);
     }
 }
+
+/// Whoever lacks more is slow.
+const BEHIND_SLOTS: u64 = 8;
 
 /// What may be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,6 +158,13 @@ impl World {
         }
     }
 
+    /// After a turn of the replica at `node`: it may have answered.
+    pub(crate) fn listen(&mut self, node: usize) {
+        if self.operator.asked.as_ref().is_some_and(|asked| asked.node == node) {
+            self.take_answer();
+        }
+    }
+
     fn ask_to_transfer(&mut self, node: usize) {
         let random = &mut self.operator.random;
         let to = match random.chance(500_000) {
@@ -177,9 +190,12 @@ impl World {
         let votes = |node: NodeId| configuration.electors().any(|member| member.node == node);
         let left = standing.electors().filter(|member| !votes(member.node));
         let dead = left.filter(|member| self.places[place_of(member.node)].process.is_none());
+        let committed = self.checks.committed;
         let slow = standing.electors().any(|member| {
             let place = &self.places[place_of(member.node)];
-            place.slow > 1 || place.stall > 0 || place.paused
+            let commit = place.subject().map(|subject| subject.core.commit_slot());
+            let behind = commit.is_some_and(|commit| commit.0 + BEHIND_SLOTS < committed);
+            place.slow > 1 || place.stall > 0 || place.paused || behind
         });
         let beside_slow = dead.count() > 0 && slow;
         let early = step == Step::Hasty;
@@ -243,7 +259,13 @@ impl World {
             .filter(|member| !self.is_whole(*member))
             .map(|member| member.node)
             .collect();
+        let dead: Vec<NodeId> = voters
+            .iter()
+            .copied()
+            .filter(|node| self.places[place_of(*node)].process.is_none())
+            .collect();
         let leader = self.leader().map(node_at);
+        let prefers_dead = self.operator.random.chance(700_000);
         let random = &mut self.operator.random;
         let mut one_of = |list: &[NodeId]| (!list.is_empty()).then(|| random.pick(list));
         let mut change = Change {
@@ -271,7 +293,8 @@ impl World {
             }
             Step::Replace => {
                 let learner = one_of(&learners)?;
-                let old = one_of(&lost).or_else(|| one_of(&voters))?;
+                let dead = if prefers_dead { one_of(&dead) } else { None };
+                let old = one_of(&lost).or(dead).or_else(|| one_of(&voters))?;
                 change.voters.retain(|other| *other != old);
                 change.voters.push(learner);
                 change.learners.retain(|other| *other != learner);
@@ -279,6 +302,7 @@ impl World {
             Step::Remove | Step::RemoveLeader | Step::Demote if voters.len() > 1 => {
                 let old = match step {
                     Step::RemoveLeader => leader?,
+                    _ if prefers_dead && !dead.is_empty() => one_of(&dead)?,
                     _ => one_of(&voters)?,
                 };
                 change.voters.retain(|other| *other != old);
@@ -302,8 +326,7 @@ impl World {
                 let electors = voters.len() as u64;
                 let two = random.between(1, electors);
                 let one = electors + 1 - two + random.below(two);
-                change.quorums =
-                    Some(QuorumSizes { phase_one: one as u16, phase_two: two as u16 });
+                change.quorums = Some(QuorumSizes { phase_one: one as u16, phase_two: two as u16 });
             }
             _ => return None,
         }
@@ -389,9 +412,8 @@ impl World {
         let Some((_, standing)) = self.checks.members.newest() else { return };
         let members: Vec<NodeId> = standing.voters.iter().map(|member| member.node).collect();
         let learners = standing.learners.iter().map(|member| place_of(member.node));
-        let lost = learners.filter(|node| {
-            self.places[*node].process.is_some() && !self.can_hear(*node, &members)
-        });
+        let lost = learners
+            .filter(|node| self.places[*node].process.is_some() && !self.can_hear(*node, &members));
         if let Some(node) = lost.min() {
             self.prepare(node, &members);
         }
@@ -444,6 +466,11 @@ impl World {
             self.coverage.inject(row);
             self.operator.open.push(Open { slot, row, removed });
         }
+        let leads =
+            self.places[leader].subject().is_some_and(|subject| subject.core.role_is_leader());
+        if leads && self.checks.committed < slot.0 {
+            self.waylay(leader);
+        }
     }
 
     /// Whether some members cannot reach each other.
@@ -478,9 +505,7 @@ impl World {
         let leader = self.leader();
         for open in std::mem::take(&mut self.operator.open) {
             let over = match open.row {
-                Row::F76 => {
-                    settled >= open.slot.0 && leader.is_some() && leader != open.removed
-                }
+                Row::F76 => settled >= open.slot.0 && leader.is_some() && leader != open.removed,
                 Row::F77 => settled >= open.slot.0,
                 _ => self.checks.committed >= open.slot.0,
             };

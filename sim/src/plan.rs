@@ -41,6 +41,9 @@ pub(crate) enum Fault {
     /// Whoever leads dies right after it learned that something is chosen, before anyone else learns
     /// of it, and the partition that began then ends at once.
     Ambush { lifts: u64 },
+    /// Whoever puts a change of members into its log next dies at that moment, or is cut off, and comes
+    /// back at the end.
+    Waylay { dies: bool },
     /// It does nothing. If it goes on with a stale clock, it was stopped right after it read it.
     Pause { node: Who, stale: bool },
     /// One message of a kind is not taken by the lanes of a replica.
@@ -125,6 +128,46 @@ pub(crate) fn draw_disaster(seed: u64, shape: &Shape) -> Vec<Item> {
 /// Draws the faults of a run of this shape.
 #[must_use]
 pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
+    let mut items = draw_plain(seed, shape);
+    if shape.members.is_some() {
+        draw_members(&mut Random::split(seed, 12), shape, &mut items);
+        items.sort_by_key(|item| item.at);
+    }
+    items
+}
+
+/// What changes of members are afraid of: a leader that is gone with the change that it has just
+/// proposed, and a member that is away for long, so that it is replaced, while another one is slow.
+fn draw_members(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) {
+    let durable = shape.profile.kind != MediumKind::Memory;
+    for _ in 0..random.below(4) {
+        let at = random.between(200 * MS, shape.safety_nanos);
+        let until = at + random.between(2, 12) * shape.election_max;
+        items.push(Item {
+            at,
+            until,
+            fault: Fault::Waylay { dies: durable && random.chance(400_000) },
+        });
+    }
+    if random.chance(400_000) && shape.nodes > 2 {
+        let at = random.between(200 * MS, shape.safety_nanos);
+        let until = at + random.between(5, 30) * shape.election_max;
+        let node = random.below(shape.nodes as u64) as usize;
+        let away = match durable {
+            true => Fault::Crash { node: Who::Node(node), survival: Survival::Everything },
+            false => Fault::Pause { node: Who::Node(node), stale: false },
+        };
+        items.push(Item { at, until, fault: away });
+        let other = (node + 1 + random.below(shape.nodes as u64 - 1) as usize) % shape.nodes;
+        let slow = match random.chance(500_000) {
+            true => Fault::Slow { node: other, factor: 10 },
+            false => Fault::Stall { node: Who::Node(other), extra: 20 * MS },
+        };
+        items.push(Item { at, until, fault: slow });
+    }
+}
+
+fn draw_plain(seed: u64, shape: &Shape) -> Vec<Item> {
     let random = &mut Random::split(seed, 2);
     let mut items = Vec::new();
     if shape.lease_storms {

@@ -159,8 +159,7 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
 /// The replicas that are healed: a quorum or more of those whose disks kept their word.
 fn draw_core(world: &mut World, random: &mut Random) -> Vec<usize> {
     let founders = world.shape.founders;
-    let mut whole: Vec<usize> =
-        (0..founders).filter(|node| !world.places[*node].forgets).collect();
+    let mut whole: Vec<usize> = (0..founders).filter(|node| !world.places[*node].forgets).collect();
     if world.shape.members.is_some() && world.checks.members.newest().is_some() {
         let core = world.members_core(random);
         world.stuck = core.is_none();

@@ -386,6 +386,7 @@ impl World {
             return;
         }
         self.poll_clients(node);
+        self.listen(node);
         self.schedule_sync(node);
         self.schedule_checkpoint(node);
         if self.places[node].process.is_none() {

@@ -404,6 +404,19 @@ impl Paxos {
         true
     }
 
+    /// Rule C8: whether a configuration that decides a slot that is still open names this replica, now that
+    /// it knows what is chosen and what it adopts. One that was away when it was removed learns of it
+    /// here, and leaves it to the members to lead.
+    fn would_lead_as_voter(&self) -> bool {
+        let Role::Adopting(adopting) = &self.role else { return false };
+        let Member { node, incarnation } = self.me();
+        let known = self.found_configurations(adopting.chosen_through, &adopting.plan);
+        known.is_some_and(|known| {
+            let mut open = known.deciding(self.commit_slot.next());
+            open.any(|configuration| configuration.votes(node, incarnation))
+        })
+    }
+
     /// The link to a member that was found works now: it is asked, or asked again.
     pub(super) fn ask_found_member(&mut self, peer: NodeId) {
         let Role::Adopting(adopting) = &self.role else { return };
@@ -432,6 +445,10 @@ impl Paxos {
         });
         let Some(index) = first else {
             if self.ask_found_members() {
+                return;
+            }
+            if !self.would_lead_as_voter() {
+                self.step_down("it learned that it is no voter any more");
                 return;
             }
             let Role::Adopting(adopting) = core::mem::replace(&mut self.role, Role::Follower)
