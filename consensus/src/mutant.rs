@@ -85,6 +85,34 @@ pub enum Mutant {
     BelieveTornRecord,
     /// Of two records of a slot in the log the older one counts.
     OlderRecordWins,
+    /// A change of members decides nothing before it is settled: the old members' quorum chooses on.
+    SwitchTooLate,
+    /// A change of members decides from its own slot on: its slot is chosen by the new members.
+    SwitchTooEarly,
+    /// Learners are counted as voters.
+    LearnersVote,
+    /// Whoever is still shipped to is counted as a voter, removed or not.
+    RemovedVote,
+    /// A vote counts for the number of its replica, whatever became of its disk.
+    AnyDiskVotes,
+    /// A candidate does not ask the members of configurations that it finds while it adopts.
+    FoundMembersNotAsked,
+    /// New voters need not be there, nor have anything.
+    PromoteUnready,
+    /// A restart remembers the founding members only.
+    ForgetMembers,
+    /// A configuration stays in force though another value took its slot.
+    KeepOverwrittenMembers,
+    /// A change of members is said to be settled as soon as it is proposed.
+    SettleTooSoon,
+    /// A candidate leads though it learned that it was removed.
+    LeadAfterRemoval,
+    /// Whom it was told of matters to a replica only while no configuration names it.
+    ForgetContacts,
+    /// A leader keeps its lease when it asks its successor to stand.
+    LeaseKeptAtTransfer,
+    /// A replica stands for election whoever asked it to, and for whichever leadership.
+    StandOutOfTurn,
 }
 
 impl Mutant {
@@ -127,6 +155,20 @@ impl Mutant {
         Self::SkipFlush,
         Self::BelieveTornRecord,
         Self::OlderRecordWins,
+        Self::SwitchTooLate,
+        Self::SwitchTooEarly,
+        Self::LearnersVote,
+        Self::RemovedVote,
+        Self::AnyDiskVotes,
+        Self::FoundMembersNotAsked,
+        Self::PromoteUnready,
+        Self::ForgetMembers,
+        Self::KeepOverwrittenMembers,
+        Self::SettleTooSoon,
+        Self::LeadAfterRemoval,
+        Self::ForgetContacts,
+        Self::LeaseKeptAtTransfer,
+        Self::StandOutOfTurn,
     ];
 }
 

@@ -10,8 +10,8 @@ pub struct Settings {
     pub node: NodeId,
     /// The life of its disk.
     pub incarnation: Incarnation,
-    /// Whom to listen to while no configuration names this replica: the members that it was told to
-    /// join.
+    /// Whom to listen to while no configuration names this replica, and until it follows one that
+    /// its configuration names: the members that it was told of when it was started.
     pub contacts: Vec<NodeId>,
     /// How often a replica shows that it lives.
     pub heartbeat_interval: Nanos,

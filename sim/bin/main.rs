@@ -51,6 +51,9 @@ struct Arguments {
     /// Build each known mistake into the protocol and see after how many seeds it is found.
     #[arg(long)]
     mutants: bool,
+    /// Of the mistakes only those whose names contain this.
+    #[arg(long, default_value = "")]
+    only: String,
     /// The seed at which the search for each mistake begins.
     #[arg(long, default_value_t = 1)]
     from: u64,
@@ -83,7 +86,7 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
         return Ok(true);
     }
     if arguments.mutants {
-        return Ok(mutants(arguments.from, arguments.jobs.max(1)));
+        return Ok(mutants(arguments.from, arguments.jobs.max(1), &arguments.only));
     }
     if let Some(seed) = arguments.seed {
         return Ok(one(seed, arguments.disasters, arguments.trace));
@@ -157,7 +160,7 @@ fn is_covered(sum: &Sum) -> bool {
     rows.is_empty() && points.is_empty()
 }
 
-fn mutants(from: u64, jobs: usize) -> bool {
+fn mutants(from: u64, jobs: usize, only: &str) -> bool {
     let next = AtomicU64::new(0);
     let all_found = std::sync::atomic::AtomicBool::new(true);
     println!("{:<26} {:>6}  by", "mistake", "seeds");
@@ -167,6 +170,9 @@ fn mutants(from: u64, jobs: usize) -> bool {
                 while let Some(&mutant) =
                     Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed) as usize)
                 {
+                    if !format!("{mutant:?}").contains(only) {
+                        continue;
+                    }
                     let found = (from..from + MUTANT_SEEDS_MAX).find_map(|seed| {
                         let what = run_mutant(seed, mutant).violation?;
                         // What fails without the mistake shows nothing about it.

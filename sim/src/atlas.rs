@@ -3,7 +3,7 @@
 
 use crate::coverage::Row;
 use crate::medium::{SimMedium, Survival};
-use crate::process::{Place, Process};
+use crate::process::Process;
 use crate::random::Random;
 use crate::world::World;
 use quorate_consensus::{Ballot, Configuration, Member, NodeId, Slot};
@@ -134,18 +134,15 @@ impl World {
         }
         core.sort_unstable();
         core.dedup();
-        let is_known = |a: &usize| core.iter().all(|b| a == b || self.knows(*a, *b));
-        if !core.iter().all(is_known) {
-            // One of them was away for so long that it knows none of the others any more. Those whom it
-            // knows are there, and tell it.
-            let there = |place: &&Place| !place.forgets && !place.refused;
-            let there = self.places.iter().filter(there);
-            core = there
-                .filter(|place| place.incarnation.is_some())
-                .map(|place| place.index)
-                .collect();
-        }
         Some(core)
+    }
+
+    /// Those of `core` that know not all of the others any more: each was away for so long that it has to
+    /// be told again whom to look for.
+    #[must_use]
+    pub(crate) fn lost_touch(&self, core: &[usize]) -> Vec<usize> {
+        let knows_all = |a: &usize| core.iter().all(|b| a == b || self.knows(*a, *b));
+        core.iter().copied().filter(|node| !knows_all(node)).collect()
     }
 
     /// Whether the replica at `a` looks for the one at `b`.

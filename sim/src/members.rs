@@ -2,7 +2,7 @@
 //! voter promised and accepted. A voter is a number and the life of its disk.
 
 use crate::checks::Subject;
-use quorate_consensus::{Ballot, Configuration, Member, Paxos, Slot};
+use quorate_consensus::{Ballot, Configuration, Incarnation, Member, Paxos, Slot};
 use std::collections::BTreeMap;
 
 /// What is known of members, for ever.
@@ -40,6 +40,12 @@ impl Members {
         self.chosen.range(..slot.0).next_back().map(|(_, configuration)| configuration)
     }
 
+    /// Whether it is known to be chosen in `slot`.
+    #[must_use]
+    pub(crate) fn is_chosen(&self, slot: Slot, configuration: &Configuration) -> bool {
+        self.chosen.get(&slot.0) == Some(configuration)
+    }
+
     /// The newest chosen one, and where it stands.
     #[must_use]
     pub(crate) fn newest(&self) -> Option<(u64, &Configuration)> {
@@ -62,6 +68,11 @@ impl Members {
     fn insert(&mut self, slot: u64, configuration: &Configuration) -> Result<(), String> {
         match self.chosen.get(&slot) {
             None => {
+                let nobody =
+                    configuration.electors().find(|member| member.incarnation == Incarnation(0));
+                if let Some(member) = nobody {
+                    return Err(format!("members: {} votes without a disk", member.node));
+                }
                 self.chosen.insert(slot, configuration.clone());
             }
             Some(known) if known == configuration => {}

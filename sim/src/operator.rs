@@ -11,7 +11,7 @@ use crate::random::Random;
 use crate::shape::{MS, MembersShape};
 use crate::world::{Happening, World};
 use quorate_consensus::{
-    Ballot, Change, Configuration, Member, NodeId, QuorumSizes, Refusal, Slot,
+    Ballot, Change, Configuration, Member, NodeId, QuorumSizes, Refusal, RoleName, Slot,
 };
 use quorate_pmem_log::MediumKind;
 use quorate_replica::{Failure, Pending, Reason};
@@ -144,7 +144,7 @@ impl World {
             return;
         }
         self.tend_removed();
-        self.tend_learners();
+        self.tend_lost();
         let asked = match self.operator.random.chance(shape.astray_ppm) {
             true => Some(self.operator.random.below(self.shape.nodes as u64) as usize),
             false => self.leader(),
@@ -266,6 +266,9 @@ impl World {
             .collect();
         let leader = self.leader().map(node_at);
         let prefers_dead = self.operator.random.chance(700_000);
+        if !dead.is_empty() && self.operator.random.chance(400_000) {
+            step = if learners.is_empty() { Step::Remove } else { Step::Replace };
+        }
         let random = &mut self.operator.random;
         let mut one_of = |list: &[NodeId]| (!list.is_empty()).then(|| random.pick(list));
         let mut change = Change {
@@ -348,6 +351,11 @@ impl World {
         if again && self.operator.random.chance(500_000) && self.may_wipe(node) {
             self.wipe(node);
         }
+        self.tell(node, members);
+    }
+
+    /// The replica at `node` is started beside some of `members`.
+    fn tell(&mut self, node: usize, members: &[NodeId]) {
         let mut contacts: Vec<usize> = members.iter().map(|node| place_of(*node)).collect();
         let random = &mut self.operator.random;
         random.shuffle(&mut contacts);
@@ -407,15 +415,33 @@ impl World {
         }
     }
 
-    /// A learner that looks for nobody who is a member is told of others.
-    fn tend_learners(&mut self) {
+    /// A member that looks for none of the voters any more, or never did, is told of them.
+    fn tend_lost(&mut self) {
         let Some((_, standing)) = self.checks.members.newest() else { return };
         let members: Vec<NodeId> = standing.voters.iter().map(|member| member.node).collect();
-        let learners = standing.learners.iter().map(|member| place_of(member.node));
-        let lost = learners
-            .filter(|node| self.places[*node].process.is_some() && !self.can_hear(*node, &members));
-        if let Some(node) = lost.min() {
-            self.prepare(node, &members);
+        let all = standing.members().map(|member| place_of(member.node));
+        let mut lost: Vec<usize> = all
+            .filter(|node| {
+                let alone = members[..] == [node_at(*node)];
+                !alone && self.places[*node].process.is_some() && !self.can_hear(*node, &members)
+            })
+            .collect();
+        if self.shape.profile.kind == MediumKind::Memory {
+            lost.retain(|node| {
+                standing.learners.iter().any(|member| place_of(member.node) == *node)
+            });
+        }
+        if let Some(node) = lost.into_iter().min() {
+            self.stop(node);
+            self.tell(node, &members);
+        }
+    }
+
+    /// The operator tells each of `core` of the others, if it has to.
+    pub(crate) fn bring_together(&mut self, core: &[usize]) {
+        for node in self.lost_touch(core) {
+            self.stop(node);
+            self.places[node].contacts = Some(core.to_vec());
         }
     }
 
@@ -488,14 +514,13 @@ impl World {
         let Some(subject) = self.places[leader].subject() else { return false };
         let ours: Vec<_> = subject.core.configurations().iter().collect();
         let others = self.places.iter().filter(|place| place.index != leader);
-        let committed = self.checks.committed;
         others.into_iter().any(|place| {
             let live = place.subject().map(|subject| subject.core.configurations());
             let live = live.into_iter().flat_map(|known| known.iter());
             let dead = place.known.iter().map(|(slot, known)| (*slot, known));
             let dead = dead.filter(|_| place.process.is_none());
-            let mut open = live.chain(dead).filter(|(slot, _)| slot.0 > committed);
-            open.any(|theirs| !ours.contains(&theirs))
+            let mut known = live.chain(dead).filter(|theirs| !ours.contains(theirs));
+            known.any(|(slot, theirs)| !self.checks.members.is_chosen(slot, theirs))
         })
     }
 
@@ -539,6 +564,20 @@ impl World {
         self.coverage.inject(Row::F78);
         let at = self.now + 2 * self.shape.election_max;
         self.schedule(at, Happening::LookForPeace(ballot));
+    }
+
+    /// The leader stayed, in the end: also where removed members stand for election all the time.
+    pub(crate) fn note_peace(&mut self) {
+        let Some((_, settled)) = self.checks.members.settled() else { return };
+        let settled = settled.clone();
+        for node in 0..self.shape.nodes {
+            let stands = |subject: crate::checks::Subject<'_>| {
+                subject.core.role() == RoleName::Candidate && !settled.names(subject.member.node)
+            };
+            if self.places[node].subject().is_some_and(stands) {
+                self.coverage.meet(Row::F78);
+            }
+        }
     }
 
     /// Some time later: does whoever led under `ballot` still do?

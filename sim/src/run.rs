@@ -12,6 +12,7 @@ use crate::world::World;
 use quorate_check::{History, Kv, Limits, Verdict, check};
 use quorate_consensus::Ballot;
 use quorate_consensus::buggify::Point;
+use quorate_pmem_log::MediumKind;
 
 /// The longest call of a stalled storage.
 const STALL_NANOS: u64 = 1_000 * MS;
@@ -162,8 +163,13 @@ fn draw_core(world: &mut World, random: &mut Random) -> Vec<usize> {
     let mut whole: Vec<usize> = (0..founders).filter(|node| !world.places[*node].forgets).collect();
     if world.shape.members.is_some() && world.checks.members.newest().is_some() {
         let core = world.members_core(random);
+        // Without a disk nobody can be told anything at a restart.
+        let core = core.filter(|core| {
+            world.shape.profile.kind != MediumKind::Memory || world.lost_touch(core).is_empty()
+        });
         world.stuck = core.is_none();
         whole = core.unwrap_or_default();
+        world.bring_together(&whole);
     } else {
         random.shuffle(&mut whole);
         let quorum = world.shape.quorum();
@@ -262,6 +268,9 @@ fn wait_for_convergence(world: &mut World) {
     let healthy = world.core.contains(&leader);
     world.run_until(world.now + 3 * world.shape.election_max + 300 * MS);
     let after = self::leader(world);
+    if after == Some((ballot, leader)) {
+        world.note_peace();
+    }
     if world.violation.is_none() && healthy && after != Some((ballot, leader)) {
         world.fail(format!("liveness: leader {ballot} was replaced without a reason: {after:?}"));
     }

@@ -140,7 +140,9 @@ impl Paxos {
     /// The peer that is `member`, if its word counts: not one that has the number, and another disk.
     pub(super) fn present(&self, member: Member) -> Option<&Peer> {
         let peer = &self.peers[self.peer_index(member.node)?];
-        (peer.row.incarnation == member.incarnation && peer.counts()).then_some(peer)
+        let same_disk =
+            peer.row.incarnation == member.incarnation || self.settings.is(Mutant::AnyDiskVotes);
+        (same_disk && peer.counts()).then_some(peer)
     }
 
     /// Whether a configuration that decides slots above the commit slot names this replica, with its
@@ -163,6 +165,9 @@ impl Paxos {
         if names && !configuration.as_ref().is_some_and(spoken) {
             self.on_strange_configuration(slot);
         }
+        if configuration.is_none() && self.settings.is(Mutant::KeepOverwrittenMembers) {
+            return;
+        }
         let known = configuration.is_some();
         if self.configurations.note(slot, configuration) {
             self.members_version += 1;
@@ -183,6 +188,36 @@ impl Paxos {
         self.repair = None;
         self.notice(Notice::StrangeConfiguration(slot));
         self.mark_rows_due();
+    }
+
+    /// Who decides, as a known mistake has it; none in a product.
+    pub(super) fn miscounted(&self) -> Option<Configurations> {
+        let open = self.commit_slot.next();
+        if self.settings.is(Mutant::SwitchTooLate) {
+            let settled = self.configurations.latest().settled;
+            return (!settled).then(|| Configurations::new(self.configurations.at(open).clone()));
+        }
+        if self.settings.is(Mutant::SwitchTooEarly) {
+            return Some(Configurations::new(self.configurations.latest().clone()));
+        }
+        let (learners, removed) =
+            (self.settings.is(Mutant::LearnersVote), self.settings.is(Mutant::RemovedVote));
+        if !learners && !removed {
+            return None;
+        }
+        let mut counted = self.configurations.at(open).clone();
+        let (one, two) = (counted.election_quorum() as u16, counted.quorum() as u16);
+        counted.quorums = Some(QuorumSizes { phase_one: one, phase_two: two });
+        let others: Vec<NodeId> = match learners {
+            true => counted.learners.iter().map(|member| member.node).collect(),
+            false => self.peers.iter().map(|peer| peer.node).collect(),
+        };
+        for node in others {
+            if counted.voters.iter().all(|member| member.node != node) {
+                counted.voters.push(Member { node, ..Member::default() });
+            }
+        }
+        Some(Configurations::new(counted))
     }
 
     /// The commit slot moved: configurations below it are certain.
@@ -214,7 +249,11 @@ impl Paxos {
             .map(|member| member.node)
             .filter(|node| *node != me)
             .collect();
-        if !self.configurations.latest().names(me) {
+        // A member that was away while others were replaced may know none of those that are there now, and
+        // one with a new disk knows the founders: until it follows somebody whom its configuration names,
+        // it looks for those whom it was told of, too.
+        let alone = !self.met_leader && !self.settings.is(Mutant::ForgetContacts);
+        if alone || !self.configurations.latest().names(me) {
             wanted.extend(self.settings.contacts.iter().filter(|node| **node != me));
         }
         wanted.sort_unstable();
@@ -235,6 +274,15 @@ impl Paxos {
                 Ok(_) => None,
                 Err(_) => peer.leaves_at.or(Some(patience)),
             };
+        }
+    }
+
+    /// `leader` is followed. If a configuration names it, whom this replica was told of at its start
+    /// matters no more.
+    pub(super) fn meet_leader(&mut self, leader: NodeId) {
+        if !self.met_leader && self.configurations.latest().names(leader) {
+            self.met_leader = true;
+            self.refresh_members();
         }
     }
 
@@ -307,7 +355,7 @@ impl Paxos {
         {
             return Err(Refusal::NothingToDo);
         }
-        if !next.decides_like(latest) {
+        if !next.decides_like(latest) && !self.settings.is(Mutant::PromoteUnready) {
             self.check_ready(leader, latest, &next)?;
         }
         requires!(
@@ -320,6 +368,9 @@ impl Paxos {
         let slot = self.append(next.to_value());
         self.acceptor.mark();
         self.advance_commit();
+        if self.settings.is(Mutant::SettleTooSoon) {
+            self.settle();
+        }
         Ok(slot)
     }
 
@@ -414,7 +465,9 @@ impl Paxos {
     /// Rule C7: the switch to the newest configuration is chosen, so say it in the log.
     pub(super) fn settle(&mut self) {
         let latest = self.configurations.latest();
-        if latest.settled || self.configurations.latest_slot() > self.commit_slot {
+        let chosen = self.configurations.latest_slot() <= self.commit_slot
+            || self.settings.is(Mutant::SettleTooSoon);
+        if latest.settled || !chosen {
             return;
         }
         requires!(

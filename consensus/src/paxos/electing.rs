@@ -381,6 +381,9 @@ impl Paxos {
             return true;
         };
         let promised = |member| self.has_promised(member);
+        if self.settings.is(Mutant::FoundMembersNotAsked) {
+            return false;
+        }
         if known.is_quorum_from(self.commit_slot.next(), promised) {
             return false;
         }
@@ -447,7 +450,7 @@ impl Paxos {
             if self.ask_found_members() {
                 return;
             }
-            if !self.would_lead_as_voter() {
+            if !self.would_lead_as_voter() && !self.settings.is(Mutant::LeadAfterRemoval) {
                 self.step_down("it learned that it is no voter any more");
                 return;
             }
@@ -566,6 +569,7 @@ impl Paxos {
         }
         self.leader_heard_at = Some(self.now);
         self.rest_election_timer();
+        self.meet_leader(ballot.node);
     }
 
     /// A leader that has not heard from a quorum for an election time-out steps down.

@@ -83,6 +83,7 @@ impl Paxos {
             last == barrier,
             "a new leader proposes a no-op behind what it adopted"
         );
+        self.met_leader = true;
         self.refresh_members();
         self.acceptor.mark();
         self.notice(Notice::Leading(ballot));
@@ -245,7 +246,9 @@ impl Paxos {
         let Role::Leader(leader) = &self.role else { return };
         let (own_ballot, own_slot) = self.acceptor.vote();
         let own = if own_ballot == leader.ballot { own_slot } else { Slot::ZERO };
-        let chosen = self.configurations.chosen_through(self.commit_slot, |member| {
+        let miscounted = self.miscounted();
+        let counted = miscounted.as_ref().unwrap_or(&self.configurations);
+        let chosen = counted.chosen_through(self.commit_slot, |member| {
             if member.node == self.settings.node {
                 return if self.is_me(member) { own } else { Slot::ZERO };
             }
@@ -254,7 +257,9 @@ impl Paxos {
             if first && self.settings.is(Mutant::CommitOnMinority) {
                 return own;
             }
-            if progress.incarnation == member.incarnation { progress.matched } else { Slot::ZERO }
+            let any_disk = self.settings.is(Mutant::AnyDiskVotes) || miscounted.is_some();
+            let same_disk = progress.incarnation == member.incarnation || any_disk;
+            if same_disk { progress.matched } else { Slot::ZERO }
         });
         if chosen > self.commit_slot {
             requires!(always, P8, chosen < leader.next_slot, "only what was proposed is chosen");

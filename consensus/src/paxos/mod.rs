@@ -157,6 +157,8 @@ pub struct Paxos {
     /// The ballot of the leader that is followed (or is this replica).
     leader: Option<Ballot>,
     leader_heard_at: Option<Nanos>,
+    /// A leader that the configuration names was followed in this life, or this replica led.
+    met_leader: bool,
     round_seen: u64,
     /// Whether its promises and votes are those of its disk's life, all of them.
     remembers: bool,
@@ -228,6 +230,7 @@ impl Paxos {
             role: Role::Follower,
             leader: None,
             leader_heard_at: None,
+            met_leader: false,
             round_seen: promised.round,
             remembers,
             may_lead: true,

@@ -6,7 +6,7 @@
 
 use super::{Notice, Paxos};
 use crate::role::{Role, Transfer};
-use crate::{Ballot, Message, Nanos, NodeId, PersistNumber, RowFlags, Slot};
+use crate::{Ballot, Message, Mutant, Nanos, NodeId, PersistNumber, RowFlags, Slot};
 
 /// A successor this close is waited for; before that the leader goes on proposing.
 const CLOSE_SLOTS: u64 = 64;
@@ -159,7 +159,9 @@ impl Paxos {
         transfer.told = true;
         // From here on this ballot has no lease, whatever becomes of the transfer: the successor
         // says so to all acceptors.
-        self.release_lease();
+        if !self.settings.is(Mutant::LeaseKeptAtTransfer) {
+            self.release_lease();
+        }
         self.mark_rows_due();
         self.send(to, Message::Lead { ballot });
     }
@@ -169,7 +171,8 @@ impl Paxos {
         let follows = self.leader == Some(ballot)
             && ballot.node == from
             && ballot == self.acceptor.promised()
-            && matches!(self.role, Role::Follower);
+            && matches!(self.role, Role::Follower)
+            || self.settings.is(Mutant::StandOutOfTurn);
         let next = self.next_ballot();
         if follows
             && self.votes()

@@ -5,7 +5,7 @@ use crate::front::{Failure, Reason, ReplySender};
 use crate::lanes::Lanes;
 use bytes::Bytes;
 use quorate_consensus::{
-    Address, Change, Configuration, Configurations, Genesis, NodeId, Slot, ValueKind,
+    Address, Change, Configuration, Configurations, Genesis, Mutant, NodeId, Slot, ValueKind,
 };
 use quorate_pmem_log::LogError;
 use quorate_transport::RegionId;
@@ -20,6 +20,9 @@ impl Node {
         genesis: &Genesis,
         commit: Slot,
     ) -> Result<Configurations, LogError> {
+        if self.options.is(Mutant::ForgetMembers) {
+            return Ok(Configurations::new(genesis.configuration.clone()));
+        }
         let kept = self.checkpoints.configurations.clone();
         let (checkpoint, mut known) = kept
             .unwrap_or_else(|| (Slot::ZERO, Configurations::new(genesis.configuration.clone())));

@@ -79,7 +79,9 @@ impl Options {
         settings.quiet_after = self.quiet_after;
         settings.catch_up_bytes = self.catch_up_bytes;
         settings.window_slots_max = self.window_slots_max;
-        settings.contacts = (1..=self.nodes + self.spares).map(NodeId).collect();
+        // Founding members are told of each other, who joins of everybody.
+        let told_of = if node.0 <= self.nodes { self.nodes } else { self.nodes + self.spares };
+        settings.contacts = (1..=told_of).map(NodeId).collect();
         match self.seed {
             Some(seed) => settings.seed = seed.wrapping_mul(31).wrapping_add(u64::from(node.0)),
             None => {
