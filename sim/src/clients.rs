@@ -3,6 +3,7 @@
 
 use crate::machine::{Act, Command, Ledger, decode_answer, key_name};
 use crate::random::Random;
+use crate::sessions::Sessions;
 use crate::shape::Shape;
 use bytes::{Bytes, BytesMut};
 use quorate_check::{KvInput, KvOutput, Operation, Return};
@@ -78,6 +79,8 @@ pub(crate) struct Clients {
     /// Linearizable reads asked of deposed leaders and of replicas that were behind, and settled.
     pub(crate) deposed_reads: (u64, u64),
     pub(crate) behind_reads: (u64, u64),
+    /// Clients that keep sessions of their own.
+    pub(crate) sessions: Sessions,
     /// Requests so far.
     pub(crate) requests: u32,
     /// Reads answered.
@@ -102,7 +105,16 @@ impl Clients {
                 clients.add(node);
             }
         }
+        if let Some(sessions) = &shape.sessions {
+            clients.add_sessions(sessions);
+        }
         clients
+    }
+
+    /// A name that no client had before.
+    pub(crate) fn next_name(&mut self) -> u32 {
+        self.names += 1;
+        self.names
     }
 
     /// Another client of `node`; returns its place.
@@ -112,12 +124,12 @@ impl Clients {
         self.all.len() - 1
     }
 
-    fn tick(&mut self) -> u64 {
+    pub(crate) fn tick(&mut self) -> u64 {
         self.tick += 1;
         self.tick
     }
 
-    fn say(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn say(&mut self, line: impl FnOnce() -> String) {
         if let Some(said) = &mut self.said {
             said.push(line());
         }
@@ -230,7 +242,7 @@ impl Clients {
         key
     }
 
-    fn draw(&mut self, shape: &Shape, random: &mut Random, parts: u64) -> Command {
+    pub(crate) fn draw(&mut self, shape: &Shape, random: &mut Random, parts: u64) -> Command {
         self.numbers += 1;
         let number = self.numbers;
         let key = self.draw_key(shape, random);
@@ -294,17 +306,22 @@ impl Clients {
     fn unknown(&mut self, index: usize, call: u64, what: What) {
         let client = self.all[index].name;
         if let What::Writes(commands) = what {
-            for command in commands {
-                self.unknown.insert(command.number);
-                *self.unknown_of_key.entry(command.key).or_default() += 1;
-                self.names += 1;
-                let input = command.input();
-                self.history.push(Operation { client, call, input, ret: None });
-            }
+            self.note_unknown(client, call, commands);
         }
         self.names += 1;
         self.all[index].name = self.names;
         self.say(|| format!("client {client} will not learn the outcome"));
+    }
+
+    /// These may have happened, or happen later.
+    pub(crate) fn note_unknown(&mut self, client: u32, call: u64, commands: Vec<Command>) {
+        for command in commands {
+            self.unknown.insert(command.number);
+            *self.unknown_of_key.entry(command.key).or_default() += 1;
+            self.names += 1;
+            let input = command.input();
+            self.history.push(Operation { client, call, input, ret: None });
+        }
     }
 
     fn settle(
@@ -339,7 +356,7 @@ impl Clients {
         }
     }
 
-    fn on_written(
+    pub(crate) fn on_written(
         &mut self,
         client: u32,
         call: u64,
@@ -395,7 +412,7 @@ impl Clients {
         self.history.push(Operation { client, call, input, ret });
     }
 
-    fn wrong(&mut self, what: String) {
+    pub(crate) fn wrong(&mut self, what: String) {
         self.violation.get_or_insert(what);
     }
 }

@@ -129,7 +129,7 @@ rows! {
     F86 Simulated "a read at a replica that is behind",
     F87 Elsewhere("leases") "a lease read with clocks at the bound",
     F88 Elsewhere("leases") "an old lease and a new leader",
-    F89 Elsewhere("sessions of many clients in the simulator") "a session is closed with commands under way",
+    F89 Simulated "a session is closed with commands under way",
     F90 Simulated "requests that are malformed or too large",
     F91 Elsewhere("the client API: a deadline and three outcomes") "a client retries for ever",
     F92 Simulated "a data lane breaks with writes under way: their fate is unknown",

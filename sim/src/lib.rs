@@ -31,6 +31,7 @@ mod plan;
 mod process;
 mod random;
 mod run;
+mod sessions;
 mod shape;
 mod shrink;
 mod spy;

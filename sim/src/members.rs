@@ -78,7 +78,9 @@ impl Members {
             Some(known) if known == configuration => {}
             Some(known) => {
                 return Err(format!(
-                    "I1: two configurations in slot {slot}: {configuration:?}, {known:?}"
+                    "I1: two configurations in slot {slot}: {}, {}",
+                    brief(configuration),
+                    brief(known)
                 ));
             }
         }
@@ -129,7 +131,7 @@ impl Members {
             let unseen = next.id > standing.id + 1
                 || next.id > standing.id && next.settled && !next.decides_like(&standing);
             let chosen = self.have_chosen(&standing, slot);
-            if !chosen && !(unseen && self.have_chosen(next, slot)) {
+            if !(chosen || unseen && self.have_chosen(next, slot)) {
                 return fails(slot, &standing);
             }
             self.insert(slot.0, next)?;
@@ -169,7 +171,8 @@ impl Members {
             let promises = configuration.electors().filter(has_promised).count();
             if promises < configuration.election_quorum() {
                 return Err(format!(
-                    "elected: {ballot} leads with {promises} promises of {configuration:?}"
+                    "elected: {ballot} leads with {promises} promises of {}",
+                    brief(configuration)
                 ));
             }
         }
@@ -182,4 +185,17 @@ impl Members {
         }
         Ok(())
     }
+}
+
+/// A configuration in a few words: its number, `!` if it is settled, voters and learners.
+fn brief(configuration: &Configuration) -> String {
+    let list = |members: &[Member]| {
+        let numbers: Vec<String> = members.iter().map(|member| member.node.0.to_string()).collect();
+        numbers.join(" ")
+    };
+    let Configuration { id, settled, voters, learners, quorums, .. } = configuration;
+    let settled = if *settled { "!" } else { "" };
+    let sizes = quorums.map(|sizes| format!(", {}/{}", sizes.phase_one, sizes.phase_two));
+    let sizes = sizes.unwrap_or_default();
+    format!("#{id}{settled} {{{}+{}{sizes}}}", list(voters), list(learners))
 }

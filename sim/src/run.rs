@@ -125,7 +125,13 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
             world.coverage.observe(Row::F82);
         }
     }
-    let reads = [(Row::F85, world.clients.deposed_reads), (Row::F86, world.clients.behind_reads)];
+    let sessions = &world.clients.sessions;
+    let reads = [
+        (Row::F85, world.clients.deposed_reads),
+        (Row::F86, world.clients.behind_reads),
+        (Row::F82, sessions.retried),
+        (Row::F89, sessions.cut),
+    ];
     for (row, (asked, settled)) in reads {
         (0..asked).for_each(|_| world.coverage.inject(row));
         (0..settled).for_each(|_| world.coverage.observe(row));
@@ -363,6 +369,9 @@ fn check_the_end(world: &mut World) {
         let free = world.clients.lose(node);
         world.after_clients(free);
     }
+    let ledger = std::sync::Arc::clone(&world.ledger);
+    world.clients.end_sessions(&lock(&ledger));
+    world.after_clients(Vec::new());
     let wrong = {
         let ledger = lock(&world.ledger);
         let clients = &world.clients;

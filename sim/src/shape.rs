@@ -19,6 +19,8 @@ pub(crate) struct Shape {
     pub(crate) founders: usize,
     /// Who is a member changes; none: it does not.
     pub(crate) members: Option<MembersShape>,
+    /// Clients with sessions of their own; none: there are none.
+    pub(crate) sessions: Option<SessionsShape>,
     /// How long faults go on before the liveness phase.
     pub(crate) safety_nanos: u64,
     /// The network.
@@ -106,6 +108,24 @@ pub(crate) struct MembersShape {
     pub(crate) transfers_ppm: u64,
 }
 
+/// Clients that keep sessions of their own.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionsShape {
+    /// How many.
+    pub(crate) clients: usize,
+    /// A session that is not used for so long is closed.
+    pub(crate) idle_ms: u64,
+    /// A try that is not answered for so long, on average, is given up, and the group given again.
+    pub(crate) patience_mean: u64,
+    /// Retries that come much later, of a million.
+    pub(crate) sleeps_ppm: u64,
+    /// Groups behind which their session is closed, of a million.
+    pub(crate) cuts_ppm: u64,
+}
+
+/// The stream that decides on sessions: see [`MEMBERS_STREAM`].
+const SESSIONS_STREAM: u64 = 1254;
+
 /// The stream that decides who becomes a member. The number was chosen so that no seed that was kept
 /// before there were changes of members has any: they stay what they were.
 const MEMBERS_STREAM: u64 = 5235;
@@ -116,7 +136,21 @@ impl Shape {
     pub(crate) fn draw(seed: u64, kinds_known: usize) -> Self {
         let mut shape = Self::draw_founders(seed, kinds_known);
         shape.draw_members(&mut Random::split(seed, MEMBERS_STREAM));
+        shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM));
         shape
+    }
+
+    fn draw_sessions(&mut self, random: &mut Random) {
+        if !random.chance(300_000) {
+            return;
+        }
+        self.sessions = Some(SessionsShape {
+            clients: random.between(1, 3) as usize,
+            idle_ms: random.pick(&[100, 500, 2_000, 60_000]),
+            patience_mean: random.pick(&[20, 100, 500]) * MS,
+            sleeps_ppm: random.pick(&[0, 50_000, 300_000]),
+            cuts_ppm: random.pick(&[0, 20_000, 100_000]),
+        });
     }
 
     fn draw_founders(seed: u64, kinds_known: usize) -> Self {
@@ -213,6 +247,7 @@ impl Shape {
             nodes,
             founders: nodes,
             members: None,
+            sessions: None,
             safety_nanos: random.between(1_500, 5_000) * MS,
             net: draw_net(random, slow),
             profile: draw_profile(random),

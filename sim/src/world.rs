@@ -49,6 +49,8 @@ pub(crate) enum Happening {
     Restart(usize),
     /// Some time has passed since a fault ended.
     Look(usize),
+    /// A client with a session of its own acts.
+    Session(usize),
     /// The operator looks after the members.
     Operate,
     /// Some time has passed since a removed member stood for election against this leader.
@@ -131,6 +133,7 @@ pub(crate) struct World {
     pub(crate) hit: Vec<Option<usize>>,
     pub(crate) random: Random,
     pub(crate) client_random: Random,
+    session_random: Random,
     /// Legal misbehaviour of the product.
     pub(crate) whims: Whims,
     /// Who changes the members.
@@ -173,6 +176,7 @@ impl World {
             asking: true,
             random: Random::split(seed, 4),
             client_random: Random::split(seed, 5),
+            session_random: Random::split(seed, 14),
             whims: Whims::new(Random::split(seed, 7).word(), shape.whims),
             operator: Operator::new(Random::split(seed, 11)),
             queue: BinaryHeap::new(),
@@ -183,6 +187,10 @@ impl World {
         for node in 0..world.shape.founders {
             let at = world.random.below(20 * MS);
             world.schedule(at, Happening::Restart(node));
+        }
+        for client in 0..world.clients.sessions_count() {
+            let at = world.session_random.below(300 * MS);
+            world.schedule(at, Happening::Session(client));
         }
         if world.shape.members.is_some() {
             world.schedule(200 * MS, Happening::Operate);
@@ -300,6 +308,7 @@ impl World {
             Happening::Client(client) => self.client(client),
             Happening::Restart(node) => self.restart(node),
             Happening::Look(index) => self.look(index),
+            Happening::Session(client) => self.session(client),
             Happening::Operate => self.operate(),
             Happening::LookForPeace(ballot) => self.look_for_peace(ballot),
         }
@@ -387,6 +396,11 @@ impl World {
         }
         self.poll_clients(node);
         self.listen(node);
+        if self.clients.sessions_count() > 0 {
+            let ledger = Arc::clone(&self.ledger);
+            self.clients.poll_sessions(&lock(&ledger));
+            self.after_clients(Vec::new());
+        }
         self.schedule_sync(node);
         self.schedule_checkpoint(node);
         if self.places[node].process.is_none() {
@@ -558,6 +572,21 @@ impl World {
         self.wake(node);
         // What is refused at once is answered at once.
         self.poll_clients(node);
+    }
+
+    /// A client with a session of its own turns to any replica.
+    fn session(&mut self, client: usize) {
+        if !self.asking || self.clients.requests >= self.shape.requests_max {
+            return;
+        }
+        let node = self.session_random.below(self.shape.nodes as u64) as usize;
+        let handle = self.places[node].process.as_ref().map(|process| process.handle.clone());
+        let ledger = Arc::clone(&self.ledger);
+        let random = &mut self.session_random;
+        let wait = self.clients.act(client, handle.as_ref(), &self.shape, random, &lock(&ledger));
+        self.after_clients(Vec::new());
+        self.schedule(self.now + wait, Happening::Session(client));
+        self.wake(node);
     }
 
     /// Where a replica stands when a client asks it.

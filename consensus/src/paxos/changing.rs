@@ -205,19 +205,28 @@ impl Paxos {
         if !learners && !removed {
             return None;
         }
-        let mut counted = self.configurations.at(open).clone();
-        let (one, two) = (counted.election_quorum() as u16, counted.quorum() as u16);
-        counted.quorums = Some(QuorumSizes { phase_one: one, phase_two: two });
-        let others: Vec<NodeId> = match learners {
-            true => counted.learners.iter().map(|member| member.node).collect(),
-            false => self.peers.iter().map(|peer| peer.node).collect(),
+        let counted = |configuration: &Configuration| {
+            let mut counted = configuration.clone();
+            let (one, two) = (counted.election_quorum() as u16, counted.quorum() as u16);
+            counted.quorums = Some(QuorumSizes { phase_one: one, phase_two: two });
+            let others: Vec<NodeId> = match learners {
+                true => counted.learners.iter().map(|member| member.node).collect(),
+                false => self.peers.iter().map(|peer| peer.node).collect(),
+            };
+            for node in others {
+                if counted.voters.iter().all(|member| member.node != node) {
+                    counted.voters.push(Member { node, ..Member::default() });
+                }
+            }
+            counted
         };
-        for node in others {
-            if counted.voters.iter().all(|member| member.node != node) {
-                counted.voters.push(Member { node, ..Member::default() });
+        let mut all = Configurations::new(counted(self.configurations.at(open)));
+        for (slot, configuration) in self.configurations.iter() {
+            if slot > self.commit_slot {
+                all.note(slot, Some(counted(configuration)));
             }
         }
-        Some(Configurations::new(counted))
+        Some(all)
     }
 
     /// The commit slot moved: configurations below it are certain.
