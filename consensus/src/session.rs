@@ -9,11 +9,14 @@ mod image;
 
 use crate::batch::{GroupHeader, SessionCommand, put_item, take_item};
 use crate::{Slot, ensures, old, requires};
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::{Bytes, BytesMut};
 
 /// Sessions at the most. Opening one more closes the one that was unused for the longest time.
 pub const SESSIONS_MAX: usize = 4096;
+/// Numbers of closed sessions that are remembered, so that a late copy of the command that opened one does
+/// not open it again: the longest unused ones are forgotten first.
+pub const CLOSED_MAX: usize = 16_384;
 /// Outcomes kept for one session; a client that has more commands in flight loses the right to
 /// learn the oldest outcomes by a retry.
 pub const OUTCOMES_MAX: u64 = 1 << 17;
@@ -49,6 +52,7 @@ struct Outcomes {
 #[derive(Clone, Debug)]
 struct Session {
     owner: u16,
+    /// 0 for a session that was closed, and is not opened again.
     next_sequence: u64,
     last_used: Slot,
     last_used_ms: u64,
@@ -60,7 +64,10 @@ struct Session {
 /// All sessions of the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct SessionTable {
+    /// The closed ones too, as long as they are remembered.
     sessions: BTreeMap<u64, Session>,
+    /// The closed ones, by when they were used last.
+    closed: BTreeSet<(Slot, u64)>,
     /// Replicated time.
     now_ms: u64,
     /// No session expires before; 0 if none does ever.
@@ -77,19 +84,51 @@ impl SessionTable {
     /// How many sessions are open.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.sessions.len()
+        self.sessions.len() - self.closed.len()
     }
 
     /// Whether none is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
+        self.len() == 0
+    }
+
+    fn get(&self, number: u64) -> Option<&Session> {
+        self.sessions.get(&number).filter(|session| session.is_open())
+    }
+
+    fn get_mut(&mut self, number: u64) -> Option<&mut Session> {
+        self.sessions.get_mut(&number).filter(|session| session.is_open())
+    }
+
+    /// Its later groups find no session, for ever: what its number had applied is forgotten, so that the
+    /// number must not begin anew (rule S10).
+    fn close(&mut self, number: u64) {
+        let Some(session) = self.get_mut(number) else { return };
+        session.next_sequence = 0;
+        session.outcomes = VecDeque::new();
+        let last_used = session.last_used;
+        self.closed.insert((last_used, number));
+        if self.closed.len() > CLOSED_MAX
+            && let Some((_, forgotten)) = self.closed.pop_first()
+        {
+            self.sessions.remove(&forgotten);
+        }
+    }
+
+    /// Closes those for which `ends` says so; returns how many.
+    fn close_where(&mut self, ends: impl Fn(&Session) -> bool) -> usize {
+        let open = self.sessions.iter().filter(|(_, session)| session.is_open());
+        let ending = open.filter(|(_, session)| ends(session)).map(|(number, _)| *number);
+        let ending: alloc::vec::Vec<u64> = ending.collect();
+        ending.iter().for_each(|number| self.close(*number));
+        ending.len()
     }
 
     /// The next sequence number that `session` must use; none if it is not open.
     #[must_use]
     pub fn next_sequence(&self, session: u64) -> Option<u64> {
-        self.sessions.get(&session).map(|session| session.next_sequence)
+        self.get(session).map(|session| session.next_sequence)
     }
 
     /// Replicated time is `now_ms`: closes the sessions whose time is over, and returns how many.
@@ -107,12 +146,11 @@ impl SessionTable {
         if self.expires_ms == 0 || self.now_ms < self.expires_ms {
             return 0;
         }
-        let before = self.sessions.len();
         let now = self.now_ms;
-        self.sessions.retain(|_, session| session.expires_ms().is_none_or(|at| at > now));
-        let next = self.sessions.values().filter_map(Session::expires_ms).min();
-        self.expires_ms = next.unwrap_or(0);
-        before - self.sessions.len()
+        let closed = self.close_where(|session| session.expires_ms().is_some_and(|at| at <= now));
+        let open = self.sessions.values().filter(|session| session.is_open());
+        self.expires_ms = open.filter_map(Session::expires_ms).min().unwrap_or(0);
+        closed
     }
 
     /// Carries out a command of the control session.
@@ -121,9 +159,7 @@ impl SessionTable {
             SessionCommand::Open { session, owner, idle_ms } => {
                 self.open(slot, session, owner, idle_ms);
             }
-            SessionCommand::Close { session } => {
-                self.sessions.remove(&session);
-            }
+            SessionCommand::Close { session } => self.close(session),
         }
     }
 
@@ -132,18 +168,20 @@ impl SessionTable {
             return;
         }
         if let Some(session) = self.sessions.get_mut(&number) {
-            session.last_used = slot;
-            session.last_used_ms = self.now_ms;
+            if session.is_open() {
+                session.last_used = slot;
+                session.last_used_ms = self.now_ms;
+            }
             return;
         }
         if owner != 0 {
-            self.sessions.retain(|_, session| session.owner != owner);
+            self.close_where(|session| session.owner == owner);
         }
-        if self.sessions.len() >= SESSIONS_MAX {
-            let oldest =
-                self.sessions.iter().min_by_key(|(number, session)| (session.last_used, **number));
+        if self.len() >= SESSIONS_MAX {
+            let open = self.sessions.iter().filter(|(_, session)| session.is_open());
+            let oldest = open.min_by_key(|(number, session)| (session.last_used, **number));
             if let Some(oldest) = oldest.map(|(number, _)| *number) {
-                self.sessions.remove(&oldest);
+                self.close(oldest);
             }
         }
         let session = Session {
@@ -162,11 +200,12 @@ impl SessionTable {
 
     /// Decides what becomes of a group, and forgets what its session has acknowledged.
     pub fn admit(&mut self, slot: Slot, group: &GroupHeader) -> Admission {
-        let Some(session) = self.sessions.get_mut(&group.session) else {
+        let now_ms = self.now_ms;
+        let Some(session) = self.get_mut(group.session) else {
             return Admission::NoSession;
         };
         session.last_used = slot;
-        session.last_used_ms = self.now_ms;
+        session.last_used_ms = now_ms;
         session.forget_below(group.acknowledged_below);
         // No session counts so far: a group that claims to be there is a gap.
         let end = group.first_sequence.saturating_add(u64::from(group.count));
@@ -184,7 +223,7 @@ impl SessionTable {
     /// # Panics
     /// If they are not the ones that [`SessionTable::admit`] let in.
     pub fn record(&mut self, session: u64, first: u64, count: u32, replies: Bytes) {
-        let Some(session) = self.sessions.get_mut(&session) else { return };
+        let Some(session) = self.get_mut(session) else { return };
         requires!(
             always,
             S1,
@@ -206,7 +245,7 @@ impl SessionTable {
     /// The first outcome of a command that was applied, if it was not forgotten.
     #[must_use]
     pub fn outcome(&self, session: u64, sequence: u64) -> Option<Bytes> {
-        let outcomes = &self.sessions.get(&session)?.outcomes;
+        let outcomes = &self.get(session)?.outcomes;
         let after = outcomes.partition_point(|outcome| outcome.first <= sequence);
         let outcome = outcomes.get(after.checked_sub(1)?)?;
         let index = sequence - outcome.first;
@@ -227,7 +266,7 @@ impl SessionTable {
     /// none was forgotten.
     #[must_use]
     pub fn outcomes(&self, session: u64, first: u64, count: u32) -> Option<Bytes> {
-        let kept = &self.sessions.get(&session)?.outcomes;
+        let kept = &self.get(session)?.outcomes;
         let after = kept.partition_point(|outcome| outcome.first <= first);
         let whole = kept.get(after.checked_sub(1)?)?;
         if (whole.first, whole.count) == (first, count) {
@@ -242,6 +281,10 @@ impl SessionTable {
 }
 
 impl Session {
+    fn is_open(&self) -> bool {
+        self.next_sequence > 0
+    }
+
     /// When it expires if nothing of it comes before; none for never.
     fn expires_ms(&self) -> Option<u64> {
         (self.idle_ms > 0).then(|| self.last_used_ms.saturating_add(self.idle_ms))
@@ -328,6 +371,51 @@ mod tests {
         table.record(6, 1, 1, replies(&["y"]));
         table.control(Slot(4), SessionCommand::Open { session: 6, owner: 1, idle_ms: 0 });
         assert_eq!(table.admit(Slot(5), &group(6, 1, 1)), Admission::Duplicate);
+    }
+
+    // Rule S10.
+    #[test]
+    fn a_late_copy_of_its_opening_does_not_bring_a_closed_session_back() {
+        let mut table = SessionTable::new();
+        table.advance(1_000);
+        let open = |session, idle_ms| SessionCommand::Open { session, owner: 0, idle_ms };
+        let owned = |session| SessionCommand::Open { session, owner: 4, idle_ms: 0 };
+        // One is closed, one expires, one is closed by the next life of its owner.
+        for command in [open(7, 0), open(8, 500), owned(9)] {
+            table.control(Slot(2), command);
+        }
+        for session in [7, 8, 9] {
+            assert_eq!(table.admit(Slot(3), &group(session, 1, 1)), Admission::Apply { known: 0 });
+            table.record(session, 1, 1, replies(&["x"]));
+        }
+        table.control(Slot(4), SessionCommand::Close { session: 7 });
+        assert_eq!(table.advance(1_500), 1);
+        table.control(Slot(5), owned(10));
+        for command in [open(7, 0), open(8, 500), owned(9)] {
+            table.control(Slot(6), command);
+        }
+        for session in [7, 8, 9] {
+            assert_eq!(table.admit(Slot(7), &group(session, 1, 1)), Admission::NoSession);
+            assert_eq!((table.next_sequence(session), table.outcome(session, 1)), (None, None));
+        }
+        assert_eq!(table.admit(Slot(7), &group(10, 1, 1)), Admission::Apply { known: 0 });
+        assert_eq!(table.len(), 1);
+    }
+
+    // Rule S7.
+    #[test]
+    fn as_many_closed_sessions_are_remembered_as_there_is_room_for() {
+        let mut table = SessionTable::new();
+        for number in 1..=CLOSED_MAX as u64 + 1 {
+            let open = SessionCommand::Open { session: number, owner: 0, idle_ms: 0 };
+            table.control(Slot(number), open);
+            table.control(Slot(number), SessionCommand::Close { session: number });
+        }
+        assert_eq!((table.len(), table.sessions.len()), (0, CLOSED_MAX));
+        let open = |session| SessionCommand::Open { session, owner: 0, idle_ms: 0 };
+        table.control(Slot(1 << 20), open(1));
+        table.control(Slot(1 << 20), open(2));
+        assert_eq!((table.next_sequence(1), table.next_sequence(2)), (Some(1), None));
     }
 
     // Rule S7.

@@ -44,6 +44,8 @@ pub(crate) struct Standing {
     pub(crate) deposed: bool,
     /// Something is chosen that it has not applied.
     pub(crate) behind: bool,
+    /// It leads, under a lease, and some clock is as wrong as it may be.
+    pub(crate) leased: bool,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,8 @@ pub(crate) struct Clients {
     /// Linearizable reads asked of deposed leaders and of replicas that were behind, and settled.
     pub(crate) deposed_reads: (u64, u64),
     pub(crate) behind_reads: (u64, u64),
+    /// And of leaders with leases.
+    pub(crate) leased_reads: (u64, u64),
     /// Clients that keep sessions of their own.
     pub(crate) sessions: Sessions,
     /// Requests so far.
@@ -170,6 +174,7 @@ impl Clients {
                 asked.at = at;
                 self.deposed_reads.0 += u64::from(at.deposed);
                 self.behind_reads.0 += u64::from(at.behind);
+                self.leased_reads.0 += u64::from(at.leased);
             }
         } else {
             let count = if random.chance(150_000) { random.between(2, 4) } else { 1 };
@@ -335,6 +340,7 @@ impl Clients {
         let Asked { call, what, at, .. } = asked;
         self.deposed_reads.1 += u64::from(at.deposed);
         self.behind_reads.1 += u64::from(at.behind && outcome.is_ok());
+        self.leased_reads.1 += u64::from(at.leased && outcome.is_ok());
         match (outcome, what) {
             (Ok(_), What::Wrong) => self.wrong("a malformed request was answered".into()),
             (Err(Failure::Rejected(_)), What::Wrong) => self.refused += 1,

@@ -112,7 +112,7 @@ rows! {
     F69 Simulated "death during a checkpoint",
     F70 Simulated "a follower that lags behind the trimmed log again and again",
     F71 Simulated "entries arrive while a checkpoint is installed",
-    F72 Elsewhere("checkpoints") "a damaged checkpoint",
+    F72 Simulated "a damaged checkpoint",
     F73 Simulated "a source of catch-up has nothing to give",
     F74 Simulated "a change during a partition",
     F75 Simulated "two single changes by two leaders",
@@ -127,8 +127,8 @@ rows! {
     F84 Elsewhere("locks for clients") "a lock's holder pauses",
     F85 Simulated "a read at a deposed leader",
     F86 Simulated "a read at a replica that is behind",
-    F87 Elsewhere("leases") "a lease read with clocks at the bound",
-    F88 Elsewhere("leases") "an old lease and a new leader",
+    F87 Simulated "a lease read with clocks at the bound",
+    F88 Simulated "an old lease and a new leader",
     F89 Simulated "a session is closed with commands under way",
     F90 Simulated "requests that are malformed or too large",
     F91 Elsewhere("the client API: a deadline and three outcomes") "a client retries for ever",
@@ -226,6 +226,9 @@ impl Coverage {
 /// What a process did with checkpoints in its life.
 pub(crate) fn note_checkpoints(coverage: &mut Coverage, node: &quorate_replica::Node) {
     let checkpoints = node.status().checkpoints;
+    if checkpoints.bad > 0 {
+        coverage.observe(Row::F72);
+    }
     if checkpoints.taken + checkpoints.received >= 2 {
         coverage.meet(Row::F66);
     }

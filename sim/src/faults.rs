@@ -230,6 +230,7 @@ impl World {
             Damage::LostSector => Row::F50,
             Damage::Misdirected => Row::F51,
             Damage::Superblock => Row::F53,
+            Damage::Checkpoint => Row::F72,
         };
         // One copy is left to a superblock only where the first is not damaged already, and a cluster
         // is not founded without all of its disks.

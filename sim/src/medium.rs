@@ -273,6 +273,18 @@ impl SimMedium {
             Arc::make_mut(&mut contents.seen)[byte] ^= 1 << random.below(8);
             return Some(format!("a bit of byte {byte} of the superblock"));
         }
+        if kind == Damage::Checkpoint {
+            let names: Vec<_> = areas.keys().filter(|name| is_checkpoint(name)).collect();
+            let name = names.get(random.below(names.len() as u64) as usize)?;
+            let mut contents = lock(&areas[*name]);
+            let used = contents.used(contents.seen.len() as u64);
+            if used == 0 {
+                return None;
+            }
+            let byte = random.below(used) as usize;
+            Arc::make_mut(&mut contents.seen)[byte] ^= 1 << random.below(8);
+            return Some(format!("a bit of byte {byte} of {name}"));
+        }
         let names: Vec<_> = areas.keys().filter(|name| name.starts_with("segment-")).collect();
         // The newest segment ends in the newest sync; the ones before it are durable throughout.
         let (newest, old) = names.split_last()?;
@@ -304,10 +316,15 @@ impl SimMedium {
                 let copy = seen[other..other + 512].to_vec();
                 seen[at].copy_from_slice(&copy);
             }
-            Damage::Superblock => {}
+            Damage::Superblock | Damage::Checkpoint => {}
         }
         Some(format!("{kind:?} at {sector} of {name}"))
     }
+}
+
+/// Whether an area holds a checkpoint, or a part of one, that is installed.
+fn is_checkpoint(name: &str) -> bool {
+    name.starts_with("checkpoint-") && !name.ends_with(".new")
 }
 
 /// In place of a count: at the next change of a name.
@@ -328,6 +345,8 @@ pub(crate) enum Damage {
     Misdirected,
     /// A bit of one of the two copies of the superblock.
     Superblock,
+    /// A bit of a checkpoint that is installed.
+    Checkpoint,
 }
 
 impl Contents {

@@ -149,6 +149,13 @@ fn draw_members(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) {
             fault: Fault::Waylay { dies: durable && random.chance(400_000) },
         });
     }
+    if durable && shape.checkpoint_slots > 0 && !shape.victims.is_empty() && random.chance(300_000)
+    {
+        let at = random.between(600 * MS, shape.safety_nanos);
+        let node = random.below(shape.nodes as u64) as usize;
+        let fault = Fault::Damage { node, kind: Damage::Checkpoint };
+        items.push(Item { at, until: at + 20 * MS, fault });
+    }
     if random.chance(400_000) && shape.nodes > 2 {
         let at = random.between(200 * MS, shape.safety_nanos);
         let until = at + random.between(5, 30) * shape.election_max;

@@ -87,6 +87,8 @@ pub(crate) struct Place {
     pub(crate) refused: bool,
     /// Its operator does not want it to run.
     pub(crate) idle: bool,
+    /// It led, perhaps under a lease, when another one began to.
+    pub(crate) old_lease: bool,
     /// Whom its operator told it of, if it joins a cluster that is there.
     pub(crate) contacts: Option<Vec<usize>>,
     /// The life of its disk, once it was used.
@@ -122,6 +124,7 @@ impl Place {
             deaths: 0,
             refused: false,
             idle: index >= shape.founders,
+            old_lease: false,
             contacts: None,
             incarnation: None,
             known: Vec::new(),

@@ -129,6 +129,7 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
     let reads = [
         (Row::F85, world.clients.deposed_reads),
         (Row::F86, world.clients.behind_reads),
+        (Row::F87, world.clients.leased_reads),
         (Row::F82, sessions.retried),
         (Row::F89, sessions.cut),
     ];

@@ -85,6 +85,8 @@ impl World {
         for row in std::mem::take(&mut place.died_of) {
             let seen = match row {
                 Row::F47 | Row::F50 | Row::F51 => damaged,
+                // Seen when the checkpoint is read: see `note_checkpoints`.
+                Row::F72 => false,
                 Row::F58 => recovered.last_slot == Slot::ZERO,
                 _ => recovered.last_slot > Slot::ZERO,
             };

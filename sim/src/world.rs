@@ -432,6 +432,8 @@ impl World {
             core.commit_slot() < slot && core.vote().0 <= promised
         });
         let dead = self.places[node].medium.control().is_dead();
+        // Its clock was read again: whatever it does now, it does not answer reads by the old lease.
+        let over = self.places[node].old_lease && !core.holds_lease();
         let life = subject.life;
         let led = self.checks.leaderships();
         let (role, leads) = (core.role(), core.role_is_leader());
@@ -444,6 +446,10 @@ impl World {
             .then(|| format!("replica {} is {:?}, {seen:?}", node + 1, core.role()));
         if let Some(process) = &mut self.places[node].process {
             process.seen = seen;
+        }
+        if over {
+            self.places[node].old_lease = false;
+            self.coverage.observe(Row::F88);
         }
         lock(&self.net).note_ballots(node, promised, leading);
         self.note_role(node, role, commit, led);
@@ -497,11 +503,26 @@ impl World {
         self.candidates &= !bit;
         let behind = std::mem::take(&mut self.places[node].behind);
         if self.checks.leaderships() > led {
+            self.note_old_lease(node);
             if behind {
                 self.coverage.observe(Row::F28);
             }
             if std::mem::take(&mut self.duel) {
                 self.coverage.observe(Row::F26);
+            }
+        }
+    }
+
+    /// A replica begins to lead while another one, that has led under a lease, does not know yet.
+    fn note_old_lease(&mut self, node: usize) {
+        if self.shape.lease == 0 {
+            return;
+        }
+        for other in (0..self.shape.nodes).filter(|other| *other != node) {
+            let Some(subject) = self.places[other].subject() else { continue };
+            if subject.core.role_is_leader() {
+                self.coverage.inject(Row::F88);
+                self.places[other].old_lease = true;
             }
         }
     }
@@ -596,6 +617,8 @@ impl World {
         Standing {
             deposed: core.role_is_leader() && self.is_deposed(node, core.ballot()),
             behind: core.applied_slot().0 < self.checks.committed,
+            // One of the clocks is always exactly as wrong as the replicas are told.
+            leased: core.role_is_leader() && core.holds_lease(),
         }
     }
 
@@ -696,6 +719,7 @@ impl World {
         self.places[node].step_at = u64::MAX;
         self.places[node].paused = false;
         self.places[node].stale_clock = None;
+        self.places[node].old_lease = false;
         self.places[node].behind = false;
         self.candidates &= !(1 << node);
         let free = self.clients.lose(node);

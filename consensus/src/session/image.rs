@@ -27,7 +27,7 @@ impl SessionTable {
 
     /// Appends the first session with a number above `after`, and returns its number.
     ///
-    /// Little endian: number u64, owner u16, next sequence u64, last used slot u64 and time u64, idle
+    /// Little endian: number u64, owner u16, next sequence u64 (0: closed, and not opened again), last used slot u64 and time u64, idle
     /// limit u64, count u32; then for each: first u64, count u32, length of the replies u32, replies.
     pub fn put_next(&self, after: u64, out: &mut BytesMut) -> Option<u64> {
         let (number, session) = self.sessions.range(after.checked_add(1)?..).next()?;
@@ -64,7 +64,7 @@ impl SessionTable {
             outcomes: VecDeque::new(),
         };
         let in_order = self.sessions.last_key_value().is_none_or(|(last, _)| *last < number);
-        if number == 0 || session.next_sequence == 0 || !in_order {
+        if number == 0 || !in_order {
             return None;
         }
         let count = bytes.get_u32_le();
@@ -93,6 +93,9 @@ impl SessionTable {
             session.outcomes.push_back(Outcomes { first, count, replies });
         }
         bytes.is_empty().then(|| {
+            if !session.is_open() {
+                self.closed.insert((session.last_used, number));
+            }
             self.sessions.insert(number, session);
         })
     }
@@ -126,6 +129,8 @@ mod tests {
                 table.record(session, first, 3, replies.freeze());
             }
         }
+        table.control(Slot(91), SessionCommand::Open { session: 50, owner: 0, idle_ms: 0 });
+        table.control(Slot(92), SessionCommand::Close { session: 50 });
         table
     }
 
@@ -149,6 +154,8 @@ mod tests {
         }
         assert_eq!(image(&after), image(&before));
         assert_eq!(after.outcome(9, 6).as_deref(), Some(&b"three"[..]));
+        after.control(Slot(99), SessionCommand::Open { session: 50, owner: 0, idle_ms: 0 });
+        assert_eq!(after.next_sequence(50), None, "it was closed");
         for now in [1_200, 1_299, 1_300, 1_900, 8_699, 8_700] {
             assert_eq!(after.advance(now), before.advance(now), "at {now}");
         }
