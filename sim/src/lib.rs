@@ -12,6 +12,11 @@
 //! and not change its leader again. At the end no acknowledged write may be missing, no rejected one
 //! may have taken effect, and the history must be linearizable.
 //!
+//! In a third of the runs who is a member changes (`operator.rs`), and disks may be lost as the configurations
+//! of the moment allow (`atlas.rs`); each slot must be chosen by the configuration that decides it
+//! (`members.rs`), and the core is a quorum of every configuration that may still decide anything. In
+//! three of ten some clients keep sessions of their own (`sessions.rs`).
+//!
 //! What it cannot find: faults of the real transports and media, of threads, and anything that
 //! depends on real time.
 #![forbid(unsafe_code)]

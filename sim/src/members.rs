@@ -122,7 +122,10 @@ impl Members {
         };
         let mut standing = standing.clone();
         let fails = |slot: Slot, by: &Configuration| {
-            Err(format!("I5: slot {slot} is committed without a quorum of durable votes of {by:?}"))
+            Err(format!(
+                "I5: slot {slot} is committed without a quorum of durable votes of {}",
+                brief(by)
+            ))
         };
         let news = core.configurations().iter().filter(|(slot, _)| *slot > before);
         let news: Vec<_> = news.take_while(|(slot, _)| *slot <= commit).collect();
