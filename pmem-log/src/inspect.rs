@@ -1,6 +1,6 @@
 //! Looking at a log that no replica has open, without writing to it.
 
-use crate::api::{Damage, End, Identity, MediumKind};
+use crate::api::{Boot, Damage, End, Identity, MediumKind};
 use crate::error::OpenError;
 use crate::format::{Geometry, Header, Kind, WORD_BYTES};
 use crate::medium::{Medium, open_read_only};
@@ -74,6 +74,9 @@ pub struct Report {
     pub end: End,
     /// Everything that was durable and is not whole, also where a later record repaired it.
     pub damaged: Vec<Damage>,
+    /// It was made on a medium that does not survive a restart of the machine, in another life of the
+    /// machine than this one: any record may be missing at its end, and nothing that is left can tell.
+    pub outlived: bool,
 }
 
 impl Report {
@@ -260,6 +263,9 @@ impl Report {
             durable: superblock.durable,
             end: End::Clean,
             damaged: Vec::new(),
+            // A machine that does not tell its lives apart is taken to be in another one.
+            outlived: superblock.kind == MediumKind::Emulated
+                && Boot::current().ok() != Some(superblock.boot),
         }
     }
 

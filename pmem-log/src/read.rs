@@ -1,4 +1,16 @@
 //! Reading entries back.
+//!
+//! How often a value is copied on its way out:
+//!
+//! - from a file: once, by the kernel, into a piece that was read ahead; what is given out are slices of
+//!   it. A value above half a piece is read into memory of its own.
+//! - from a mapping: once, word by word. Mapped memory may be written by others at any time (another
+//!   process, one day a peer), and a trimmed segment is written again: so it is never lent, but copied as
+//!   atomic words, and the checksum is taken of the copy.
+//! - from what is staged or in flight: once, since the next group is put together in the same memory.
+//!
+//! From there on it is shared: into the core's cache, into the state machine, and by one gathering copy
+//! into the record for a peer (decision 8).
 
 use crate::error::LogError;
 use crate::format::{Geometry, HEADER_BYTES, Header, Kind};
@@ -56,7 +68,7 @@ impl Written<'_> {
         bytes_max: usize,
         out: &mut Vec<Entry>,
     ) -> Result<(), LogError> {
-        let mut reader = Reader { written: self, window: Vec::new(), window_at: 0 };
+        let mut reader = Reader { written: self, window: Bytes::new(), window_at: 0 };
         let mut walk: Option<Walk> = None;
         let mut bytes = 0;
         let mut slot = first;
@@ -97,8 +109,9 @@ struct Walk {
 
 struct Reader<'a> {
     written: Written<'a>,
-    /// A piece of a segment that was read ahead.
-    window: Vec<u8>,
+    /// A piece of a segment that was read ahead. Values in it are given out as they are: the piece lives
+    /// as long as one of them does.
+    window: Bytes,
     window_at: u64,
 }
 
@@ -159,6 +172,11 @@ impl Reader<'_> {
             // A record without a payload may end where its segment does: nothing is behind it.
             return Ok(Bytes::new());
         }
+        if self.unwritten(position, length).is_none()
+            && let Some(bytes) = self.ahead(position, length)
+        {
+            return Ok(bytes);
+        }
         let mut bytes = vec![0; length];
         self.fill(position, &mut bytes)?;
         Ok(bytes.into())
@@ -167,38 +185,50 @@ impl Reader<'_> {
     fn fill(&mut self, position: u64, into: &mut [u8]) -> Result<(), LogError> {
         let geometry = self.written.geometry;
         let (number, offset) = (geometry.number(position), geometry.offset(position));
-        let log = self.written.log;
-        if let Some(bytes) = log.and_then(|log| log.unwritten(number, offset, into.len())) {
+        if let Some(bytes) = self.unwritten(position, into.len()) {
             into.copy_from_slice(bytes);
             return Ok(());
         }
-        if log.is_none_or(Log::reads_ahead) && into.len() <= WINDOW_BYTES / 2 {
-            let start = position.checked_sub(self.window_at).map(|start| start as usize);
-            let inside = start.filter(|start| start + into.len() <= self.window.len());
-            let start = match inside {
-                Some(start) => start,
-                // What is not needed may be unreadable: then only what is needed is read.
-                None if self.load(number, offset, WINDOW_BYTES).is_err() => usize::MAX,
-                None => {
-                    self.window_at = position;
-                    0
-                }
-            };
-            let end = start.saturating_add(into.len());
-            if let Some(bytes) = self.window.get(start..end) {
-                into.copy_from_slice(bytes);
-                return Ok(());
-            }
+        if let Some(bytes) = self.ahead(position, into.len()) {
+            into.copy_from_slice(&bytes);
+            return Ok(());
         }
         self.area(number, |area| read_what_is_there(area, offset, into))
     }
 
-    fn load(&mut self, number: u64, offset: u64, length: usize) -> Result<(), LogError> {
+    /// What is staged or in flight is changed when it is written: it is copied.
+    fn unwritten(&self, position: u64, length: usize) -> Option<&[u8]> {
+        let geometry = self.written.geometry;
+        let (number, offset) = (geometry.number(position), geometry.offset(position));
+        self.written.log.and_then(|log| log.unwritten(number, offset, length))
+    }
+
+    /// What was read ahead, or is now, where that pays and the piece is not too large for it.
+    fn ahead(&mut self, position: u64, length: usize) -> Option<Bytes> {
+        if !self.written.log.is_none_or(Log::reads_ahead) || length > WINDOW_BYTES / 2 {
+            return None;
+        }
+        let start = position.checked_sub(self.window_at).map(|start| start as usize);
+        let inside = start.filter(|start| start + length <= self.window.len());
+        let start = match inside {
+            Some(start) => start,
+            None => {
+                let geometry = self.written.geometry;
+                // What is not needed may be unreadable: then only what is needed is read.
+                self.load(geometry.number(position), geometry.offset(position)).ok()?;
+                self.window_at = position;
+                0
+            }
+        };
+        (start + length <= self.window.len()).then(|| self.window.slice(start..start + length))
+    }
+
+    fn load(&mut self, number: u64, offset: u64) -> Result<(), LogError> {
+        self.window = Bytes::new();
         let room = self.written.geometry.segment_bytes - offset;
-        let mut window = std::mem::take(&mut self.window);
-        window.resize(length.min(usize::try_from(room).unwrap_or(usize::MAX)), 0);
+        let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(room).unwrap_or(usize::MAX))];
         self.area(number, |area| read_what_is_there(area, offset, &mut window))?;
-        self.window = window;
+        self.window = window.into();
         Ok(())
     }
 

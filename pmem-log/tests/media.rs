@@ -124,6 +124,27 @@ fn reading_stops_at_a_hole_and_at_the_limit_but_gives_at_least_one() {
     }
 }
 
+/// Values from a file are not copied once more: they lie as they lay in the piece that was read.
+#[test]
+fn values_from_a_file_are_slices_of_what_was_read() {
+    let place = Place::Directory(directory_for(MediumKind::File), MediumKind::File);
+    let (mut log, _) = place.open();
+    for slot in 1..=20 {
+        log.append(&Record::Entry(entry(slot, 1, 104)), Slot::ZERO).unwrap();
+    }
+    log.wait_durable(log.appended()).unwrap();
+    let entries = read_all(&log, 1);
+    let places: Vec<_> = entries.iter().map(|it| it.value.bytes.as_ptr() as usize).collect();
+    assert!(places.windows(2).all(|two| two[1] == two[0] + 64 + 104), "{places:x?}");
+    // And they stay what they were when the log goes on.
+    for slot in 21..=40 {
+        append_durably(&mut log, Record::Entry(entry(slot, 1, 104)), 0);
+    }
+    log.trim(Slot(20)).unwrap();
+    drop(log);
+    assert_eq!(entries, (1..=20).map(|slot| entry(slot, 1, 104)).collect::<Vec<_>>());
+}
+
 #[test]
 fn segments_roll_over_and_reopen() {
     for place in Place::all() {
