@@ -167,8 +167,6 @@ impl Mutant {
         Self::SettleTooSoon,
         Self::LeadAfterRemoval,
         Self::ForgetContacts,
-        Self::LeaseKeptAtTransfer,
-        Self::StandOutOfTurn,
     ];
 }
 

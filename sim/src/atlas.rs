@@ -149,7 +149,11 @@ impl World {
     fn knows(&self, a: usize, b: usize) -> bool {
         let place = &self.places[a];
         match place.subject() {
-            Some(subject) => subject.core.peer_nodes().any(|peer| peer == node_at(b)),
+            // Others are peers for a while only: those that leave, and those that it was told of.
+            Some(subject) => {
+                let mut known = subject.core.configurations().iter();
+                known.any(|(_, known)| known.names(node_at(b)))
+            }
             None => {
                 place.known.iter().any(|(_, known)| known.names(node_at(b)))
                     || place.known.is_empty() && place.told_of(&self.shape).contains(&b)
