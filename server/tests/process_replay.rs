@@ -120,8 +120,9 @@ fn a_directory_is_replayed_to_any_slot_and_stays_as_it_is() {
     assert!(exported.contains(r#"{"deadline_ms":"#) && !exported.contains("soon"), "{exported}");
     // The cluster goes on as if nobody had looked.
     cluster.start_all();
-    let end = cluster.converged();
-    assert!(end.applied_slot >= last.applied_slot);
+    cluster.wait("all of it is there again", || {
+        (cluster.converged().applied_slot >= last.applied_slot).then_some(())
+    });
     for node in 1..=3 {
         account.check(&cluster.address(node));
     }

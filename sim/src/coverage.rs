@@ -154,7 +154,7 @@ rows! {
     F111 Elsewhere("load tests") "no memory",
     F112 Elsewhere("tests of the server") "no descriptors",
     F113 Simulated "one replica gone for the whole run",
-    F114 Elsewhere("fixtures of formats") "a rolling upgrade",
+    F114 Elsewhere("fixtures of formats, server/tests/process_upgrade.rs") "a rolling upgrade",
     F115 Simulated "a message of a higher version",
     F116 Elsewhere("tests of replicas and of the log") "the wrong cluster or directory",
     F117 Elsewhere("tests of the log") "a directory opened twice",
