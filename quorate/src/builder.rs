@@ -374,13 +374,11 @@ impl Builder {
         let options = TcpOptions { local: self.node, listen, peers, cluster: 0 };
         #[cfg(feature = "rdma")]
         if let Some(adapter) = &self.adapter {
-            use quorate_transport_rdma::{
-                AdapterOptions, RdmaOptions, RdmaTransport, STALL, verbs,
-            };
+            use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, verbs};
             let address = adapter.address.or(Some(listen.ip()));
             let adapter = AdapterOptions { address, ..adapter.clone() };
             let library = verbs::Library::load().map_err(|error| failed(&error))?;
-            let options = RdmaOptions { tcp: options, adapter, stall: STALL };
+            let options = RdmaOptions { tcp: options, adapter };
             let transport =
                 RdmaTransport::bind(&library, options).map_err(|error| failed(&error))?;
             return Ok(Box::new(transport));

@@ -102,8 +102,11 @@ pub struct ClientConfig {
     pub request_timeout_ms: u64,
 }
 
+/// A device's own retries take longer.
+const STALL_MS_MIN: u64 = 50;
+
 /// `[rdma]`: what is left out is chosen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RdmaConfig {
     /// Name of the device.
@@ -112,6 +115,14 @@ pub struct RdmaConfig {
     pub port: Option<u8>,
     /// Index of the port's GID.
     pub gid_index: Option<u8>,
+    /// A lane goes over TCP when the peer's device has not answered for so long.
+    pub stall_ms: u64,
+}
+
+impl Default for RdmaConfig {
+    fn default() -> Self {
+        Self { device: None, port: None, gid_index: None, stall_ms: 1000 }
+    }
 }
 
 impl RdmaConfig {
@@ -320,6 +331,12 @@ impl Config {
                 self.client.on_follower
             ));
         }
+        if self.rdma.stall_ms < STALL_MS_MIN {
+            return contradiction(format!(
+                "rdma.stall_ms is {}: use {STALL_MS_MIN} or more",
+                self.rdma.stall_ms
+            ));
+        }
         self.node_options().check().map_err(ConfigError::Contradiction)
     }
 
@@ -446,6 +463,8 @@ mod tests {
         assert!(of(&text).contains("three heartbeats"));
         let text = format!("{MINIMAL}\n[client]\non_follower = \"drop\"\n");
         assert!(of(&text).contains("redirect"));
+        let text = format!("{MINIMAL}\n[rdma]\nstall_ms = 49\n");
+        assert!(of(&text).contains("rdma.stall_ms is 49"));
     }
 
     #[test]

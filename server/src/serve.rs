@@ -124,6 +124,7 @@ fn start_replica(config: &Config, machine: KvMachine) -> Result<Replica> {
             port: rdma.port,
             gid_index: rdma.gid_index,
             address: None,
+            stall: Some(std::time::Duration::from_millis(rdma.stall_ms)),
         });
     }
     Ok(builder.start(machine)?)

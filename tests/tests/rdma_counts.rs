@@ -15,7 +15,7 @@ use quorate_replica::{Clock, Context, Node, NodeOptions, StateMachine};
 use quorate_transport::{
     Event, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
 };
-use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, STALL, Statistics};
+use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, Statistics};
 use quorate_transport_tcp::TcpOptions;
 use std::cell::RefCell;
 use std::net::TcpListener;
@@ -170,7 +170,7 @@ impl Cluster {
             let tcp = TcpOptions { local: node, listen: addresses[at], peers, cluster: 0 };
             let device = Some(fabric.name().to_owned());
             let adapter = AdapterOptions { device, ..AdapterOptions::default() };
-            let options = RdmaOptions { tcp, adapter, stall: STALL };
+            let options = RdmaOptions { tcp, adapter };
             let below = RdmaTransport::bind(&Fabric::library(), options).unwrap();
             let counts = Arc::new(Mutex::new(Seen::default()));
             seen.push(Arc::clone(&counts));

@@ -1,12 +1,18 @@
 //! The device, its port and its address: chosen once, looked at again for each connection.
 
+use crate::STALL;
 use quorate_ffi::verbs::{
     Channel, Device, Gid, GidKind, Library, Path, Port, PortState, ProtectionDomain, VerbsError,
 };
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
-/// An unanswered packet is sent again after 4.096 µs times two to this power: 67 ms.
+/// An unanswered packet is sent again after 4.096 µs times two to this power, 67 ms, where the stall is
+/// [`STALL`]; after twice as long where that is up to twice as long, and so on. So the device itself gives
+/// up after about half of a stall, at least.
 const TIMEOUT: u8 = 14;
+/// The longest that there is (IBTA volume 1, section 11.2.4.2: five bits).
+const TIMEOUT_MAX: u8 = 31;
 /// So many times. Seven would mean for ever on some devices.
 const RETRIES: u8 = 6;
 
@@ -22,6 +28,20 @@ pub struct AdapterOptions {
     pub gid_index: Option<u8>,
     /// The address to look for among the GIDs.
     pub address: Option<IpAddr>,
+    /// A request without an answer for so long ends the life of its lane: else [`crate::STALL`].
+    pub stall: Option<Duration>,
+}
+
+impl AdapterOptions {
+    pub(crate) fn stall(&self) -> Duration {
+        self.stall.unwrap_or(STALL)
+    }
+
+    fn timeout(&self) -> u8 {
+        let stalls = self.stall().as_millis().div_ceil(STALL.as_millis()).max(1);
+        let doublings = stalls.next_power_of_two().trailing_zeros() as u8;
+        TIMEOUT.saturating_add(doublings).min(TIMEOUT_MAX)
+    }
 }
 
 /// An open device with what all connections share.
@@ -84,7 +104,7 @@ impl Adapter {
             return Err(VerbsError::PortDown { device, port: port.number, state });
         }
         let gid = self.gid(&port, &gids, wanted)?;
-        Ok(Path { port, gid, timeout: TIMEOUT, retries: RETRIES })
+        Ok(Path { port, gid, timeout: self.options.timeout(), retries: RETRIES })
     }
 
     fn gid(&self, port: &Port, gids: &[Gid], wanted: Option<[u8; 16]>) -> Result<Gid, VerbsError> {
@@ -132,5 +152,21 @@ fn mapped(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_is_as_patient_as_its_user() {
+        let timeout = |stall: Option<u64>| {
+            let stall = stall.map(Duration::from_millis);
+            AdapterOptions { stall, ..AdapterOptions::default() }.timeout()
+        };
+        assert_eq!((timeout(None), timeout(Some(1000)), timeout(Some(50))), (14, 14, 14));
+        assert_eq!((timeout(Some(1001)), timeout(Some(4000)), timeout(Some(5000))), (15, 16, 17));
+        assert_eq!(timeout(Some(u64::MAX)), TIMEOUT_MAX);
     }
 }

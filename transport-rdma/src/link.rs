@@ -4,7 +4,8 @@
 //! go inline; large ones from registered memory, into which each payload is copied once however many
 //! peers get it. The last request of a chain is signaled, and its completion speaks for all before.
 //!
-//! A peer that sleeps is woken by a bell, a write that carries a number. It tells by a word in our
+//! A peer that sleeps is woken by a bell, a number that the last write of a chain carries, or a short
+//! write of its own where nothing else is written. It tells by a word in our
 //! mailbox that it may be asleep from now on, and looks at its regions once more when that word has
 //! arrived here. While the word stands we ring with everything that we write, and once for what was
 //! written before, and we look at the word after every completion. So whoever of the two comes later
@@ -85,6 +86,8 @@ struct Planned {
     number: Option<u64>,
     chunks: usize,
     kind: Kind,
+    /// It carries the number that wakes the peer.
+    rings: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -273,7 +276,13 @@ impl Link {
                 let to = Remote { address: start, key: grant.key };
                 chain.write_inline(id(self.sequence, &self.plan), to, data, None);
                 let (bytes, number) = (write.length, Some(write.number));
-                self.plan.push(Planned { bytes, number, chunks: 0, kind: Kind::Inline });
+                self.plan.push(Planned {
+                    bytes,
+                    number,
+                    chunks: 0,
+                    kind: Kind::Inline,
+                    rings: false,
+                });
                 signal_some(&mut chain);
                 continue;
             }
@@ -289,19 +298,26 @@ impl Link {
                 chain.write(id(self.sequence, &self.plan), to, &self.sources, None);
                 posted += bytes;
                 let number = (posted == write.length).then_some(write.number);
-                self.plan.push(Planned { bytes, number, chunks, kind: Kind::Staged });
+                self.plan.push(Planned { bytes, number, chunks, kind: Kind::Staged, rings: false });
                 signal_some(&mut chain);
             }
         }
-        let wrote = !self.plan.is_empty();
         let Remote { address, key } = self.theirs;
         let place = |offset: usize| Remote { address: address.wrapping_add(offset as u64), key };
-        let word = |kind| Planned { bytes: 0, number: None, chunks: 0, kind };
-        if may_ring && (wrote || self.unrung_writes) {
-            let number = Some(self.bells_rung);
-            let to = place(mailbox::BELL);
-            chain.write_inline(id(self.sequence, &self.plan), to, [&ours[..]], number);
-            self.plan.push(word(Kind::Bell));
+        let word =
+            |kind| Planned { bytes: 0, number: None, chunks: 0, kind, rings: kind == Kind::Bell };
+        match self.plan.last_mut() {
+            Some(last) if may_ring => {
+                chain.number_last(self.bells_rung);
+                last.rings = true;
+            }
+            None if may_ring && self.unrung_writes => {
+                let number = Some(self.bells_rung);
+                let to = place(mailbox::BELL);
+                chain.write_inline(id(self.sequence, &self.plan), to, [&ours[..]], number);
+                self.plan.push(word(Kind::Bell));
+            }
+            _ => {}
         }
         if self.word_due {
             let to = place(mailbox::SLEEP);
@@ -338,7 +354,7 @@ impl Link {
         let at = Instant::now();
         self.quiet_since = at;
         for planned in self.plan.drain(..posted) {
-            let Planned { bytes, number, chunks, kind } = planned;
+            let Planned { bytes, number, chunks, kind, rings } = planned;
             self.sequence += 1;
             match kind {
                 Kind::Inline | Kind::Staged => {
@@ -348,16 +364,16 @@ impl Link {
                     shared.statistics.inline_writes += u64::from(kind == Kind::Inline);
                     shared.statistics.bytes += bytes as u64;
                 }
-                Kind::Bell => {
-                    self.bells_rung = self.bells_rung.wrapping_add(1);
-                    self.unrung_writes = false;
-                    shared.statistics.bells += 1;
-                }
+                Kind::Bell | Kind::Beat => {}
                 Kind::Sleepy | Kind::Awake => {
                     self.word_due = false;
                     self.bells_told = self.bells_heard;
                 }
-                Kind::Beat => {}
+            }
+            if rings {
+                self.bells_rung = self.bells_rung.wrapping_add(1);
+                self.unrung_writes = false;
+                shared.statistics.bells += 1;
             }
             self.bytes_under_way += bytes;
             let sequence = self.sequence;

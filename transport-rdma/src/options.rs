@@ -3,7 +3,6 @@
 use crate::AdapterOptions;
 use quorate_ffi::verbs::VerbsError;
 use quorate_transport_tcp::{BindError, TcpOptions};
-use std::time::Duration;
 
 /// What a [`crate::RdmaTransport`] is made from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -12,8 +11,6 @@ pub struct RdmaOptions {
     pub tcp: TcpOptions,
     /// Which device it uses.
     pub adapter: AdapterOptions,
-    /// A request without an answer for so long ends the life of its lane: [`crate::STALL`].
-    pub stall: Duration,
 }
 
 /// Why there is no transport.

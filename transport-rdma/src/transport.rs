@@ -62,7 +62,8 @@ impl RdmaTransport {
     /// [`StartError`]: what is wrong and what to do. A port that is down is no error: lanes go over
     /// TCP until it comes up.
     pub fn bind(library: &Library, options: RdmaOptions) -> Result<Self, StartError> {
-        let RdmaOptions { tcp, adapter, stall } = options;
+        let RdmaOptions { tcp, adapter } = options;
+        let stall = adapter.stall();
         let adapter = Adapter::open(library, &adapter)?;
         let staging = Staging::new(adapter.domain())?;
         let local = tcp.local;

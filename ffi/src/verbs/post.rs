@@ -157,6 +157,14 @@ impl<'d> Chain<'_, 'd> {
         }
     }
 
+    /// The last request, a write, carries a number: it takes a receive of the peer, and completes there.
+    pub fn number_last(&mut self, immediate: u32) {
+        if let Some(request) = self.poster.requests.last_mut() {
+            request.opcode = write_opcode(Some(immediate));
+            request.__bindgen_anon_1.imm_data = immediate.to_be();
+        }
+    }
+
     fn push(
         &mut self,
         id: u64,

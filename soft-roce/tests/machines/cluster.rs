@@ -85,6 +85,8 @@ impl<'a> Cluster<'a> {
              heartbeat_ms = 100\n\
              election_timeout_min_ms = 1000\n\
              election_timeout_max_ms = 2000\n\
+             [rdma]\n\
+             stall_ms = 4000\n\
              [limits]\n\
              ring_bytes = 4194304\n"
         );

@@ -8,7 +8,7 @@ use broken::BrokenFence;
 use quorate_consensus::NodeId;
 use quorate_ffi::verbs::Library;
 use quorate_transport::{Transport, conformance};
-use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, STALL};
+use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport};
 use quorate_transport_tcp::TcpOptions;
 use std::error::Error;
 use std::process::ExitCode;
@@ -52,7 +52,7 @@ fn endpoints(
         let peers = ids.iter().filter(|peer| **peer != local);
         let peers = peers.map(|peer| (*peer, String::new())).collect();
         let tcp = TcpOptions { local, listen: "127.0.0.1:0".parse()?, peers, cluster: 7 };
-        let options = RdmaOptions { tcp, adapter: adapter.clone(), stall: STALL };
+        let options = RdmaOptions { tcp, adapter: adapter.clone() };
         ends.push(RdmaTransport::bind(library, options)?);
     }
     let addresses: Vec<String> = ends.iter().map(|end| end.local_addr().to_string()).collect();

@@ -1,4 +1,4 @@
-use crate::{AdapterOptions, RdmaOptions, RdmaTransport, STALL};
+use crate::{AdapterOptions, RdmaOptions, RdmaTransport};
 use bytes::Bytes;
 use quorate_consensus::NodeId;
 use quorate_ffi::fake::Fabric;
@@ -103,7 +103,7 @@ fn options(fabric: &Fabric, local: NodeId, peers: &[NodeId]) -> RdmaOptions {
     let adapter =
         AdapterOptions { device: Some(fabric.name().to_owned()), ..AdapterOptions::default() };
     let tcp = TcpOptions { local, listen, peers, cluster: 7 };
-    RdmaOptions { tcp, adapter, stall: STALL }
+    RdmaOptions { tcp, adapter }
 }
 
 /// Endpoints on one fabric that were told of each other.

@@ -116,3 +116,24 @@ fn who_says_that_it_sleeps_looks_once_more_when_that_has_arrived() {
     assert!(start.elapsed() >= MISSED / 3, "and the next one is a sleep");
     assert_eq!(pair.fabric.counts().immediates, 0);
 }
+
+#[test]
+fn the_write_itself_rings() {
+    let mut pair = by_hand();
+    pair.b.transport.park(Duration::ZERO);
+    while pair.fabric.step(1) > 0 {}
+    // The word that the other end may sleep is here; one chain of two writes, and nothing beside it.
+    let before = pair.fabric.counts();
+    for place in [0, 64] {
+        let word = Bytes::from(2u64.to_le_bytes().to_vec());
+        pair.a.transport.write(B, REGION, place, &[word]).unwrap();
+    }
+    pair.a.transport.flush();
+    while pair.fabric.step(1) > 0 {}
+    let after = pair.fabric.counts();
+    assert_eq!((after.writes - before.writes, after.immediates - before.immediates), (2, 1));
+    let start = Instant::now();
+    pair.b.transport.park(Duration::from_secs(60));
+    assert!(start.elapsed() < MISSED, "it ended the sleep");
+    assert_eq!(pair.b.transport.load(REGION, 64), 2);
+}
