@@ -81,8 +81,9 @@ pub(crate) fn one_host_rdma(lab: &Lab) -> Result<()> {
         let packets = sent_packets(lab.host(1))? - before.0;
         let batches = batches() - before.1;
         println!("{batches} batches, {packets} packets of RDMA");
-        // For each of two followers a record, its acknowledgement, a row, and that one's.
-        ensure!(packets >= 8 * batches, "records go by RDMA: {packets} packets");
+        // For each of two followers a record, its acknowledgement, a row, and that one's; but a record or a
+        // row may speak for several batches.
+        ensure!(packets >= 2 * batches, "records go by RDMA: {packets} packets");
         let leader = cluster.leader();
         let mut client = Client::new(&cluster.address(leader));
         for number in 0..50 {
