@@ -75,7 +75,8 @@ pub(crate) fn group_seeds() -> Vec<Vec<u8>> {
     let mut out = BytesMut::new();
     let mut control = BytesMut::new();
     for session in [7, 8] {
-        SessionCommand::Open { session, owner: session as u16, idle_ms: session % 3 }.encode(&mut control);
+        SessionCommand::Open { session, owner: session as u16, idle_ms: session % 3 }
+            .encode(&mut control);
     }
     SessionCommand::Close { session: 8 }.encode(&mut control);
     put_group(&mut out, (CONTROL_SESSION, 1), 3, &control);

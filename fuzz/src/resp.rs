@@ -4,7 +4,9 @@ use crate::Input;
 use bytes::{Bytes, BytesMut};
 use quorate_server::kv::{Limits, Store, frame};
 use quorate_server::resp::parser::{Parser, ParserLimits};
-use quorate_server::resp::{Backend, Connection, Freshness, Session, Settings, Shared, SubmitError};
+use quorate_server::resp::{
+    Backend, Connection, Freshness, Session, Settings, Shared, SubmitError,
+};
 use std::cell::OnceCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -79,12 +81,7 @@ impl Backend for Single {
             store.apply(store.time_ms() + 1, command, out);
         })
     }
-    async fn read(
-        &self,
-        count: usize,
-        queries: Bytes,
-        _: Freshness,
-    ) -> Result<Bytes, SubmitError> {
+    async fn read(&self, count: usize, queries: Bytes, _: Freshness) -> Result<Bytes, SubmitError> {
         self.run((count, &queries), |store, query, out| store.query(0, query, out))
     }
     fn transfer(&self, _: Option<u16>) -> Result<(), String> {

@@ -93,6 +93,12 @@ fn damage(image: &mut Image, book: &Book, input: &mut Input<'_>) {
         0 | 1 => bytes[at] ^= 1 << (input.u8() % 8),
         2 => crate::input::overwrite(bytes, at, input.bytes(8)),
         3 => bytes[sector..end].fill(0),
+        // All of it as it was some time before: both copies are whole, and what they say is old.
+        4 if choice >= 128 => {
+            if let Some(earlier) = book.earlier.get(name) {
+                bytes.clone_from(earlier);
+            }
+        }
         // A write that never came, and one that went elsewhere.
         4 if name != "superblock" => {
             if let Some(earlier) = book.earlier.get(name).and_then(|old| old.get(sector..end)) {
