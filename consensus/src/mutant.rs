@@ -137,6 +137,7 @@ impl Mutant {
         Self::KeepOldVotes,
         Self::AmnesiacVotes,
         Self::TruncateDamaged,
+        Self::DropSessionsOnSnapshot,
         Self::ApplyTwice,
         Self::ApplyBehindGap,
         Self::ElectOnMinority,

@@ -400,7 +400,7 @@ fn draw_ambush(random: &mut Random, shape: &Shape, begin: u64, items: &mut Vec<I
         let fault = Fault::Partition { row: Row::F05, shape: alone };
         let lifts = at;
         items.push(Item { at, until, fault });
-        let ambush = at + random.between(shape.election_min / 2, shape.election_max * 2);
+        let ambush = at + random.between(shape.election_min / 4, shape.election_max);
         items.push(Item { at: ambush, until, fault: Fault::Ambush { lifts } });
         at = until + random.below(shape.election_max * 4);
     }

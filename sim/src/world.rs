@@ -531,9 +531,16 @@ impl World {
     fn maybe_spring(&mut self, node: usize, commit: Slot) {
         let Some(index) = self.ambush else { return };
         let others = self.places.iter().filter(|place| place.index != node);
-        let known = others.filter_map(|place| Some(place.subject()?.core.commit_slot())).max();
+        let others: Vec<_> = others.filter_map(|place| Some(place.subject()?.core)).collect();
+        let known = others.iter().map(|core| core.commit_slot()).max();
         let alone = known < Some(commit) && !self.places[node].forgets;
-        if alone && self.core.is_empty() && self.random.chance(200_000) {
+        // Another value of an older ballot in this very slot, at somebody who comes back for the next
+        // election: that is what an ambush is for.
+        let ballot = self.places[node].subject().map(|subject| subject.core.ballot());
+        let rival =
+            others.iter().any(|core| core.last_slot() >= commit && Some(core.vote().0) < ballot);
+        let chance = if rival { 900_000 } else { 200_000 };
+        if alone && self.core.is_empty() && self.random.chance(chance) {
             self.spring(index, node);
         }
     }

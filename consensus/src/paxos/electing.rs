@@ -550,6 +550,8 @@ impl Paxos {
     }
 
     pub(super) fn leader_lost(&mut self) {
+        // Who has no leader does not rest: it would never stand for election.
+        self.end_quiet();
         if self.leader.take().is_some() {
             self.notice(Notice::Leaderless);
         }

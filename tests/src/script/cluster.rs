@@ -382,7 +382,14 @@ impl Cluster {
             for node in self.nodes() {
                 let is_due = self.replicas.get(&node).and_then(Replica::core);
                 if is_due.is_some_and(|core| core.poll_timeout() <= self.now) {
-                    self.event(node, Paxos::on_time);
+                    let next = self.event(node, |core, now| {
+                        core.on_time(now);
+                        core.poll_timeout()
+                    });
+                    if next.is_some_and(|next| next <= self.now) {
+                        self.ledger.violation(format!("{node:?} was due, and is due still"));
+                        return;
+                    }
                 }
             }
             self.settle();

@@ -185,6 +185,18 @@ impl Ledger {
         known.unwrap_or_else(|| self.founding.clone())
     }
 
+    /// The last slot chosen that says of a configuration that it is settled; 0 is the founding one's. Who
+    /// decided below is needed by nobody any more (rule C7).
+    #[must_use]
+    pub fn settled_at(&self) -> Slot {
+        let settles = |value: &Value| {
+            value.kind == ValueKind::Configuration
+                && Configuration::decode(&value.bytes).is_some_and(|known| known.settled)
+        };
+        let mut settled = self.chosen.iter().rev().filter(|(_, (_, value))| settles(value));
+        settled.next().map_or(Slot::ZERO, |(slot, _)| *slot)
+    }
+
     /// I3: a promise never goes back, on the disk or from one life to the next.
     pub fn i3_promise_monotone(&mut self, node: NodeId, before: Ballot, after: Ballot) {
         self.require(after >= before, || {

@@ -157,6 +157,7 @@ impl Walk {
         options.window_slots_max = [4, 1024][chance.below(2) as usize];
         options.record_bytes = [1, 4096][chance.below(2) as usize];
         options.rows_max = [1, 3][chance.below(2) as usize];
+        options.quiet_after = [0, 2][chance.below(2) as usize];
         options.lease = Nanos::from_millis([0, 200][chance.below(2) as usize]);
         let mut weights = ALWAYS.to_vec();
         for (events, weight) in FAULTS {
@@ -285,21 +286,19 @@ impl Walk {
     }
 
     /// Whether every configuration that may still decide something has a quorum without those that are
-    /// lost already, and without `member`.
+    /// lost already, and without `member`: the last one that is chosen and settled, and what anyone
+    /// accepted behind it. A disk that forgot knows older ones, which decide nothing any more.
     fn may_lose(&self, member: Option<Member>) -> bool {
+        let settled = self.cluster.ledger().settled_at();
+        let mut known = vec![self.cluster.ledger().configuration_at(settled.next())];
         let nodes = self.cluster.nodes();
-        let replicas: Vec<&Replica> =
-            nodes.iter().filter_map(|node| self.cluster.replica(*node)).collect();
-        let commit = replicas.iter().map(|replica| replica.disk.commit_slot).min();
-        let commit = commit.unwrap_or_default();
-        let mut known = vec![self.cluster.ledger().configuration_at(commit.next())];
-        for replica in replicas {
-            let entries = replica.disk.log.values().filter(|entry| {
-                entry.slot > commit && entry.value.kind == ValueKind::Configuration
-            });
-            known.extend(entries.filter_map(|entry| Configuration::decode(&entry.value.bytes)));
+        for replica in nodes.iter().filter_map(|node| self.cluster.replica(*node)) {
+            let entries = replica.disk.log.range(settled.next()..).map(|(_, entry)| &entry.value);
+            let entries = entries.filter(|value| value.kind == ValueKind::Configuration);
+            known.extend(entries.filter_map(|value| Configuration::decode(&value.bytes)));
             if let Some(core) = replica.core() {
-                known.extend(core.configurations().iter().map(|(_, known)| known.clone()));
+                let newer = core.configurations().iter().filter(|(slot, _)| *slot > settled);
+                known.extend(newer.map(|(_, known)| known.clone()));
             }
         }
         let gone = |other| self.lost.contains(&other) || self.damaged.contains(&other);
