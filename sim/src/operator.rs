@@ -494,7 +494,8 @@ impl World {
         }
         let leads =
             self.places[leader].subject().is_some_and(|subject| subject.core.role_is_leader());
-        if leads && self.checks.committed < slot.0 {
+        // What begins in the liveness phase would never end.
+        if leads && self.checks.committed < slot.0 && self.core.is_empty() {
             self.waylay(leader);
         }
     }
