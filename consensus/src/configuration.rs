@@ -3,7 +3,8 @@
 
 mod codec;
 
-use crate::{Incarnation, NodeId, Slot, ensures, invariant};
+use crate::mutant::planted;
+use crate::{Incarnation, Mutant, NodeId, Slot, ensures, invariant};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::{Buf, BufMut, Bytes};
@@ -213,7 +214,12 @@ impl Configuration {
         }
         if let Some(sizes) = self.quorums {
             let (one, two) = (usize::from(sizes.phase_one), usize::from(sizes.phase_two));
-            if one == 0 || two == 0 || one > electors || two > electors || one + two <= electors {
+            if one == 0
+                || two == 0
+                || one > electors
+                || two > electors
+                || one + two <= electors && !planted(Mutant::QuorumsNeedNotMeet)
+            {
                 return Err(ConfigurationError::Quorums(sizes));
             }
         }
@@ -298,7 +304,8 @@ impl Configurations {
             self.in_force_from.is_sorted_by(|(one, _), (other, _)| one < other),
             "each slot is decided by one configuration"
         );
-        let from = slot.next();
+        let late = planted(Mutant::ConfigurationLate);
+        let from = if late { slot.next().next() } else { slot.next() };
         let place = self.in_force_from.partition_point(|(start, _)| *start < from);
         let stands = self.in_force_from.get(place).is_some_and(|(start, _)| *start == from);
         match configuration {
@@ -360,9 +367,11 @@ impl Configurations {
         let mut chosen = commit;
         let first = self.place(commit.next());
         for index in first..self.in_force_from.len() {
+            let own = !planted(Mutant::SwitchNotByOwnMembers);
             let end = self
                 .in_force_from
                 .get(index + 1)
+                .filter(|_| own)
                 .map_or(Slot(u64::MAX), |(next, _)| next.previous());
             let slot = self.in_force_from[index].1.quorum_slot(&mut reached).min(end);
             if slot <= chosen {

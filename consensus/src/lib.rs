@@ -84,7 +84,7 @@ pub use configuration::{
     PROTOCOL_NEWEST, QuorumSizes,
 };
 pub use message::{Accept, Message, Row, RowFlags, Run};
-pub use mutant::{Mistake, Mutant};
+pub use mutant::{Mistake, Mutant, plant};
 pub use paxos::{
     Change, Gap, Lag, LogRead, Notice, Paxos, ReadReady, Refusal, Repair, Restored, Shipment,
     TransferError,

@@ -113,6 +113,56 @@ pub enum Mutant {
     LeaseKeptAtTransfer,
     /// A replica stands for election whoever asked it to, and for whichever leadership.
     StandOutOfTurn,
+    /// A ballot is promised to a candidate, and not remembered.
+    PromiseNotKept,
+    /// A promise does not say what was accepted.
+    PromiseHidesRuns,
+    /// A row shows the ballot of the vote for the promise.
+    RowOldPromise,
+    /// A record that leaves a gap is accepted.
+    GapAccepted,
+    /// A leader counts its own vote before it is durable.
+    OwnVoteEarly,
+    /// A candidate stands under the round that it promised last.
+    ReuseRound,
+    /// A fetched value is adopted, whatever ballot it was accepted under.
+    AdoptAnyBallot,
+    /// A new leader proposes nothing behind what it adopted.
+    NoBarrier,
+    /// A learned record replaces one of a higher ballot.
+    LearnGoesBack,
+    /// Catch-up hands out what is not known chosen.
+    CatchUpUnchosen,
+    /// Catch-up hands out what a checkpoint passed over.
+    CatchUpPassedOver,
+    /// A vote does not reach as far as the checkpoint.
+    CheckpointForgetsVote,
+    /// The configurations of a received checkpoint are not taken.
+    CheckpointOldMembers,
+    /// A configuration decides one slot too late.
+    ConfigurationLate,
+    /// The slots behind a switch are chosen by the members before it.
+    SwitchNotByOwnMembers,
+    /// A change begins before the one before is settled.
+    ChangeUnsettled,
+    /// What another disk of a voter voted for counts.
+    AnyDisk,
+    /// Sizes of quorums are not checked.
+    QuorumsNeedNotMeet,
+    /// A lease goes on under new members.
+    LeaseOfOldMembers,
+    /// A lease is counted from the answer on, not from the question.
+    LeaseFromAnswer,
+    /// A read is answered by a lease of before it came.
+    LeaseBeforeClock,
+    /// A leader that hands over keeps its lease.
+    TransferKeepsLease,
+    /// What of a group was applied is not told from what was not.
+    KnownAppliedAgain,
+    /// A group behind a hole in its session is let in.
+    GapAdmitted,
+    /// A session whose time is over stays open.
+    SessionsNeverExpire,
 }
 
 impl Mutant {
@@ -168,6 +218,31 @@ impl Mutant {
         Self::SettleTooSoon,
         Self::LeadAfterRemoval,
         Self::ForgetContacts,
+        Self::PromiseNotKept,
+        Self::PromiseHidesRuns,
+        Self::RowOldPromise,
+        Self::GapAccepted,
+        Self::OwnVoteEarly,
+        Self::ReuseRound,
+        Self::AdoptAnyBallot,
+        Self::NoBarrier,
+        Self::LearnGoesBack,
+        Self::CatchUpUnchosen,
+        Self::CatchUpPassedOver,
+        Self::CheckpointForgetsVote,
+        Self::CheckpointOldMembers,
+        Self::ConfigurationLate,
+        Self::SwitchNotByOwnMembers,
+        Self::ChangeUnsettled,
+        Self::AnyDisk,
+        Self::QuorumsNeedNotMeet,
+        Self::LeaseOfOldMembers,
+        Self::LeaseFromAnswer,
+        Self::LeaseBeforeClock,
+        Self::TransferKeepsLease,
+        Self::KnownAppliedAgain,
+        Self::GapAdmitted,
+        Self::SessionsNeverExpire,
     ];
 }
 
@@ -191,12 +266,42 @@ impl Mistake {
     #[must_use]
     pub fn is(self, mutant: Mutant) -> bool {
         #[cfg(feature = "mutants")]
-        return self.mutant == Some(mutant);
+        return self.mutant == Some(mutant) || planted(mutant);
         #[cfg(not(feature = "mutants"))]
         {
             let _ = mutant;
             false
         }
+    }
+}
+
+/// The number of the mistake that everything in this process has; the length of [`Mutant::ALL`] for none.
+#[cfg(feature = "mutants")]
+static PLANTED: core::sync::atomic::AtomicUsize =
+    core::sync::atomic::AtomicUsize::new(Mutant::ALL.len());
+
+/// Everything in this process has the mistake of this name from now on; whether there is one. Never in a
+/// product.
+#[must_use]
+pub fn plant(name: &str) -> bool {
+    let is_it = |mutant: &Mutant| alloc::format!("{mutant:?}") == name;
+    let place = Mutant::ALL.iter().position(is_it).filter(|_| cfg!(feature = "mutants"));
+    #[cfg(feature = "mutants")]
+    if let Some(place) = place {
+        PLANTED.store(place, core::sync::atomic::Ordering::Relaxed);
+    }
+    place.is_some()
+}
+
+/// Whether everything in this process has the mistake: for what knows no [`Settings`].
+#[inline]
+pub(crate) fn planted(mutant: Mutant) -> bool {
+    #[cfg(feature = "mutants")]
+    return Mutant::ALL.get(PLANTED.load(core::sync::atomic::Ordering::Relaxed)) == Some(&mutant);
+    #[cfg(not(feature = "mutants"))]
+    {
+        let _ = mutant;
+        false
     }
 }
 

@@ -8,7 +8,8 @@
 mod image;
 
 use crate::batch::{GroupHeader, SessionCommand, put_item, take_item};
-use crate::{Slot, ensures, old, requires};
+use crate::mutant::planted;
+use crate::{Mutant, Slot, ensures, old, requires};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::{Bytes, BytesMut};
 
@@ -137,6 +138,9 @@ impl SessionTable {
     pub fn advance(&mut self, now_ms: u64) -> usize {
         let before = old!(self.now_ms);
         self.now_ms = self.now_ms.max(now_ms);
+        if planted(Mutant::SessionsNeverExpire) {
+            return 0;
+        }
         ensures!(
             checked,
             T2,
@@ -209,12 +213,13 @@ impl SessionTable {
         session.forget_below(group.acknowledged_below);
         // No session counts so far: a group that claims to be there is a gap.
         let end = group.first_sequence.saturating_add(u64::from(group.count));
-        if group.first_sequence > session.next_sequence {
+        if group.first_sequence > session.next_sequence && !planted(Mutant::GapAdmitted) {
             Admission::Gap { expected: session.next_sequence }
         } else if end <= session.next_sequence {
             Admission::Duplicate
         } else {
-            Admission::Apply { known: (session.next_sequence - group.first_sequence) as u32 }
+            let known = session.next_sequence.saturating_sub(group.first_sequence) as u32;
+            Admission::Apply { known: if planted(Mutant::KnownAppliedAgain) { 0 } else { known } }
         }
     }
 

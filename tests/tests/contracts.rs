@@ -9,10 +9,9 @@ use quorate_consensus::batch::{GroupHeader, SessionCommand};
 use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{
     Accept, Ballot, Configuration, Configurations, Entry, Incarnation, Member, Message, Nanos,
-    NodeId, Paxos, Persist, PersistNumber, Restored, Row, Settings, Slot, Value, ValueKind,
+    NodeId, Paxos, Persist, PersistNumber, Restored, Row, Run, Settings, Slot, Value, ValueKind,
 };
 use quorate_pmem_log::{Log, LogOptions, MediumKind, Record};
-use std::path::Path;
 use std::sync::Arc;
 
 /// Three replicas of the core `$core`, one of which leads, and so many commands that all accept.
@@ -119,7 +118,7 @@ struct Contract {
 /// The contracts in the sources of the core and of the log.
 fn contracts() -> Vec<Contract> {
     let mut found = Vec::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = quorate_tests::folder().join("..");
     let mut folders = vec![root.join("consensus/src"), root.join("pmem-log/src")];
     while let Some(folder) = folders.pop() {
         for file in std::fs::read_dir(folder).unwrap() {
@@ -145,7 +144,7 @@ fn contracts() -> Vec<Contract> {
 /// Prints what `cargo xtask rules` reads.
 #[test]
 fn every_contract_is_reached() {
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    let scripts = quorate_tests::folder().join("scripts");
     for file in std::fs::read_dir(scripts).unwrap() {
         let path = file.unwrap().path();
         quorate_tests::script::run_file(&path, false).unwrap();
@@ -205,6 +204,7 @@ fn value_of(ballot: Ballot, slot: u64) -> Value {
 }
 
 fn core(promised: Ballot, accepted: Vec<Entry>) -> Paxos {
+    quorate_tests::plant();
     let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
     let restored = Restored {
         promised,
@@ -401,6 +401,7 @@ fn drive(events: &[Event]) {
 
 /// Rules S1, S2 and S8 against a table that is nothing but the next number of each session.
 fn groups_are_applied_once(groups: &[(u64, u64, u32)], stamps: &[u64]) {
+    quorate_tests::plant();
     let mut table = SessionTable::new();
     let mut next = std::collections::BTreeMap::new();
     for (index, (session, first, count)) in groups.iter().enumerate() {
@@ -450,7 +451,12 @@ fn checkpoints(slots: &[u64]) {
         if slot < core.applied_slot() {
             continue;
         }
-        core.on_checkpoint(Nanos(0), slot, Configurations::new(founding.clone()));
+        let mut known = Configurations::new(founding.clone());
+        let members = Configuration::of_voters(slot.0 + 1, vec![member(1), member(2)]);
+        known.note(slot.previous(), Some(members));
+        core.on_checkpoint(Nanos(0), slot, known);
+        // Rules C1 and K3: who decides behind it comes with it.
+        assert_eq!(core.configurations().at(slot.next()).id, slot.0 + 1);
         assert_eq!((core.commit_slot(), core.applied_slot()), (slot, slot));
         assert_eq!(core.promised(), ballot_of(2, 3));
         // Rule K4: what stood at or below it was not known chosen, and is given to nobody.
@@ -464,6 +470,117 @@ fn checkpoints(slots: &[u64]) {
             "{answer:?}"
         );
     }
+}
+
+/// Replica 1 of three stands for election at 500 ms, and replica 2 promises, having accepted `runs`.
+fn candidate(lease: Nanos, runs: Vec<Run>) -> (Paxos, Ballot, Nanos) {
+    quorate_tests::plant();
+    let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
+    let restored = Restored {
+        promised: Ballot::ZERO,
+        commit_slot: Slot::ZERO,
+        log_first: Slot(1),
+        accepted: Vec::new(),
+        configurations: Configurations::new(founding),
+        remembers: true,
+    };
+    let mut settings = Settings::new(NodeId(1), Incarnation(1));
+    settings.lease = lease;
+    let mut core = Paxos::new(settings, restored, Nanos(0));
+    let now = Nanos::from_millis(500);
+    core.on_time(now);
+    let mut ballot = Ballot::ZERO;
+    while let Some((to, message)) = core.poll_message() {
+        if let (NodeId(2), Message::PreVote { ballot: asked, .. }) = (to, message) {
+            ballot = asked;
+        }
+    }
+    let incarnation = Incarnation(2);
+    let promised = Ballot::ZERO;
+    let granted = Message::PreVoteReply { ballot, granted: true, promised, incarnation };
+    core.on_message(now, NodeId(2), granted);
+    persist_all(&mut core);
+    let (from, commit_slot) = (Slot(1), Slot::ZERO);
+    let promise = Message::Promise { ballot, from, commit_slot, runs, incarnation };
+    core.on_message(now, NodeId(2), promise);
+    (core, ballot, now)
+}
+
+fn persist_all(core: &mut Paxos) {
+    let mut emitted = core.durable_through();
+    while core.poll_persist().is_some() {
+        emitted.0 += 1;
+    }
+    core.on_persisted(emitted);
+    while core.poll_message().is_some() {}
+}
+
+fn row_of_two(ballot: Ballot, slot: u64) -> Row {
+    Row {
+        promised: ballot,
+        accepted_ballot: ballot,
+        accepted_slot: Slot(slot),
+        incarnation: Incarnation(2),
+        ..Row::default()
+    }
+}
+
+// Rule P5.
+#[test]
+fn a_value_that_was_accepted_under_a_lower_ballot_than_reported_is_not_adopted() {
+    let reported = ballot_of(0, 3);
+    let runs = vec![Run { first: Slot(1), last: Slot(1), ballot: reported }];
+    let (mut core, ballot, now) = candidate(Nanos(0), runs);
+    let values = |accepted: Ballot| Message::Values {
+        ballot,
+        entries: vec![Entry { slot: Slot(1), ballot: accepted, value: value_of(accepted, 1) }],
+    };
+    core.on_message(now, NodeId(2), values(ballot_of(0, 2)));
+    assert!(!core.role_is_leader(), "it adopted what nobody reported");
+    core.on_message(now, NodeId(2), values(reported));
+    assert!(core.role_is_leader());
+}
+
+// Rule C6.
+#[test]
+fn what_another_disk_of_a_voter_voted_for_does_not_count() {
+    let (mut core, ballot, now) = candidate(Nanos(0), Vec::new());
+    persist_all(&mut core);
+    core.on_row(now, NodeId(2), Row { incarnation: Incarnation(99), ..row_of_two(ballot, 1) });
+    assert_eq!(core.commit_slot(), Slot::ZERO);
+    core.on_row(now, NodeId(2), row_of_two(ballot, 0));
+    assert_eq!(core.commit_slot(), Slot::ZERO, "the vote of a disk that is no member counts");
+    core.on_row(now, NodeId(2), row_of_two(ballot, 1));
+    assert_eq!(core.commit_slot(), Slot(1));
+}
+
+// Rules R8 and R9: a lease of 200 ms lasts 197 ms from the question on, by the leader's clock, and answers
+// a read at a reading of the clock that is later than the read.
+#[test]
+fn a_lease_is_counted_from_the_question_and_ends_before_the_followers_wait() {
+    let lease = Nanos::from_millis(200);
+    let (mut core, ballot, began) = candidate(lease, Vec::new());
+    persist_all(&mut core);
+    let at = |millis| began + Nanos::from_millis(millis);
+    core.on_row(began, NodeId(2), row_of_two(ballot, 1));
+    // With the heartbeat the leader asks.
+    core.on_time(at(30));
+    let ping = core.row(NodeId(2)).ping;
+    let micros = core.row(NodeId(2)).lease_asked;
+    let granted = Row { pong: ping, lease_granted: micros, ..row_of_two(ballot, 1) };
+    assert!(micros == 200_000 && ping > 0 && !core.holds_lease());
+    core.on_row(at(100), NodeId(2), granted);
+    assert!(core.holds_lease());
+    let ticket = core.read_index(at(100));
+    core.start_reads();
+    assert_eq!(core.poll_read(), None, "the clock was not read after the read came");
+    core.note_time(at(101));
+    core.start_reads();
+    assert_eq!(core.poll_read().map(|ready| ready.through), Some(ticket));
+    core.note_time(at(30 + 196));
+    assert!(core.holds_lease());
+    core.note_time(at(30 + 199));
+    assert!(!core.holds_lease(), "the followers may wait no longer");
 }
 
 proptest! {
@@ -492,6 +609,7 @@ proptest! {
         at in 1..8u64,
         reached in prop::collection::vec(0..12u64, 5),
     ) {
+        quorate_tests::plant();
         let first = Configuration::of_voters(1, (1..=3).map(member).collect());
         let second = Configuration::of_voters(2, second.into_iter().map(member).collect());
         let mut known = Configurations::new(first.clone());

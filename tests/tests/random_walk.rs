@@ -24,6 +24,7 @@ fn walk_or_panic(seed: u64, aloud: bool) -> Walked {
 
 #[test]
 fn random_walks_stay_safe_and_recover() {
+    quorate_tests::plant();
     if let Some(seed) = variable("WALK_SEED") {
         let walked = walk_or_panic(seed, true);
         assert!(walked.wrong.is_empty(), "seed {seed}: {:#?}", walked.wrong);

@@ -3,13 +3,12 @@
 //! `UPDATE_SCRIPTS=1 cargo test -p quorate-tests --test scripts` writes what came as what is
 //! expected; `SCRIPT=name` runs only files whose name contains it.
 
-use std::path::Path;
-
 #[test]
 fn every_script_gives_the_trace_that_was_reviewed() {
     let update = std::env::var_os("UPDATE_SCRIPTS").is_some();
     let only = std::env::var("SCRIPT").unwrap_or_default();
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts");
+    quorate_tests::plant();
+    let directory = quorate_tests::folder().join("scripts");
     let mut paths: Vec<_> = std::fs::read_dir(&directory)
         .unwrap()
         .map(|file| file.unwrap().path())

@@ -7,6 +7,7 @@
 //! - `no-io`: the proof that no I/O is reachable from `consensus`.
 //! - `rules`: the rules of `docs/spec/paxos.md` have code and tests, what is cited is there, and tests
 //!   reach every contract.
+//! - `mutants [--write]`: each known mistake of the protocol, and which test catches it.
 //!
 //! Each prints its faults with file and line, then one line with what it checked, and fails when
 //! there is a fault. Policies are constants at the top of each module.
@@ -18,6 +19,7 @@ mod contracts;
 mod dependencies;
 mod ledger;
 mod licence;
+mod mutants;
 mod no_io;
 mod report;
 mod rules;
@@ -28,8 +30,7 @@ use std::process::ExitCode;
 
 use report::Report;
 
-const USAGE: &str =
-    "usage: cargo xtask <deps|tidy|no-io|rules|bindings [--check]|ledger [--check]>";
+const USAGE: &str = "usage: cargo xtask <deps|tidy|no-io|rules|mutants [--write]|bindings [--check]|ledger [--check]>";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
         [command, check] if command == "bindings" && check == "--check" => bindings::run(true),
         [command] if command == "tidy" => tidy::run(),
         [command] if command == "rules" => rules::run(),
+        [command] if command == "mutants" => mutants::run(false),
+        [command, write] if command == "mutants" && write == "--write" => mutants::run(true),
         [command] if command == "no-io" => no_io::run(),
         _ => Err(USAGE.to_owned()),
     };

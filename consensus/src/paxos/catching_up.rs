@@ -4,7 +4,7 @@
 use super::{LOG_READS_MAX, LogRead, Paxos};
 use crate::buggify::Point;
 use crate::role::Role;
-use crate::{Ballot, Entry, Message, Nanos, NodeId, Slot, requires};
+use crate::{Ballot, Entry, Message, Mutant, Nanos, NodeId, Slot, requires};
 use alloc::vec::Vec;
 
 /// One request is outstanding at a time: the reply of at most `catch_up_bytes` is the flow control.
@@ -172,12 +172,15 @@ impl Paxos {
     }
 
     pub(super) fn on_catch_up_request(&mut self, from: NodeId, first: Slot, bytes_max: u32) {
-        let last = self.commit_slot;
+        let unchosen = self.settings.is(Mutant::CatchUpUnchosen);
+        let last = if unchosen { self.last_slot() } else { self.commit_slot };
         let bytes_max = if self.settings.whims.has(Point::ShortCatchUp) { 1 } else { bytes_max };
         if first > last || first >= self.acceptor.window.first() {
             let entries = self.acceptor.window.entries(first, last, bytes_max as usize);
             self.reply_to_catch_up(from, first, entries);
-        } else if first < self.log_first || self.poisoned && !self.all_is_durable() {
+        } else if first < self.log_first && !self.settings.is(Mutant::CatchUpPassedOver)
+            || self.poisoned && !self.all_is_durable()
+        {
             // Trimmed, or passed over by a checkpoint: what stands there need not be chosen. Or nothing
             // becomes durable any more, so that a read of this log would wait for ever.
             self.reply_to_catch_up(from, first, Vec::new());
@@ -229,7 +232,8 @@ impl Paxos {
             // The chosen value may stand here already, accepted under a higher ballot: a record
             // never goes back to a lower one.
             if let Some((held, _)) = self.acceptor.window.get(entry.slot) {
-                entry.ballot = entry.ballot.max(*held);
+                let back = self.settings.is(Mutant::LearnGoesBack);
+                entry.ballot = if back { entry.ballot } else { entry.ballot.max(*held) };
             }
             self.commit_slot = entry.slot;
             self.note_value(entry.slot, &entry.value);

@@ -354,7 +354,9 @@ impl Paxos {
         if self.commit_slot < leader.barrier {
             return Err(Refusal::TooSoon);
         }
-        if !latest.settled || self.configurations.latest_slot() > self.commit_slot {
+        if (!latest.settled || self.configurations.latest_slot() > self.commit_slot)
+            && !self.settings.is(Mutant::ChangeUnsettled)
+        {
             return Err(Refusal::UnderWay { id: latest.id });
         }
         let next = self.changed(latest, change);

@@ -2,7 +2,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Configurations, Nanos, NodeId, Slot, ValueKind, ensures, requires};
+use crate::{Configurations, Mutant, Nanos, NodeId, Slot, ValueKind, ensures, requires};
 
 impl Paxos {
     /// The state machine stands at `slot` now, by a checkpoint that is durable here: one of this
@@ -26,7 +26,9 @@ impl Paxos {
             self.commit_slot = slot;
             self.log_first = self.log_first.max(slot.next());
             self.acceptor.window.begin_at(slot.next());
-            self.acceptor.chosen_through(slot);
+            if !self.settings.is(Mutant::CheckpointForgetsVote) {
+                self.acceptor.chosen_through(slot);
+            }
             self.acceptor.mark();
             self.adopt_configurations(slot, configurations);
             self.catch_up_progressed();
@@ -59,7 +61,9 @@ impl Paxos {
 
     /// Rule C1 over a jump: who decides as of `slot`, and what was accepted above it names more.
     fn adopt_configurations(&mut self, slot: Slot, configurations: Configurations) {
-        self.configurations = configurations;
+        if !self.settings.is(Mutant::CheckpointOldMembers) {
+            self.configurations = configurations;
+        }
         self.members_version += 1;
         if self.configurations.latest().protocol > self.settings.protocol {
             self.on_strange_configuration(slot);

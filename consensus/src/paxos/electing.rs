@@ -52,7 +52,8 @@ impl Paxos {
 
     /// Above all that this replica has seen.
     pub(super) fn next_ballot(&self) -> Ballot {
-        let round = self.round_seen.max(self.acceptor.promised().round) + 1;
+        let again = u64::from(self.settings.is(Mutant::ReuseRound));
+        let round = self.round_seen.max(self.acceptor.promised().round) + 1 - again;
         Ballot { round, node: self.settings.node }
     }
 
@@ -206,7 +207,9 @@ impl Paxos {
             if self.lease_binds(ballot, released) {
                 return;
             }
-            self.acceptor.promise(ballot);
+            if !self.settings.is(Mutant::PromiseNotKept) {
+                self.acceptor.promise(ballot);
+            }
             self.abandon_role("a higher ballot was promised");
             self.leader_lost();
             self.mark_rows_due();
@@ -219,7 +222,9 @@ impl Paxos {
             "what is answered to a Prepare is a promise of its ballot"
         );
         // A repeated Prepare gets the same answer again.
-        let runs = self.acceptor.window.runs(first.max(self.commit_slot.next()));
+        let hides = self.settings.is(Mutant::PromiseHidesRuns);
+        let from_slot = if hides { Slot(u64::MAX) } else { first.max(self.commit_slot.next()) };
+        let runs = self.acceptor.window.runs(from_slot);
         let commit_slot = self.commit_slot;
         let incarnation = self.me().incarnation;
         let promise = Message::Promise { ballot, from: first, commit_slot, runs, incarnation };
@@ -492,6 +497,7 @@ impl Paxos {
     }
 
     pub(super) fn on_values(&mut self, ballot: Ballot, entries: Vec<Entry>) {
+        let any = self.settings.is(Mutant::AdoptAnyBallot);
         let Role::Adopting(adopting) = &mut self.role else { return };
         if adopting.ballot != ballot {
             return;
@@ -502,7 +508,7 @@ impl Paxos {
             let Some(adoption) = adopting.plan.get_mut(index as usize) else { continue };
             // A record of a higher ballot than was reported: the holder promised ours since, so it can
             // only have learned that the slot is chosen, and what.
-            if matches!(adoption, Adoption::Missing { ballot, .. } if accepted >= *ballot) {
+            if matches!(adoption, Adoption::Missing { ballot, .. } if any || accepted >= *ballot) {
                 *adoption = Adoption::Held { ballot: accepted, value };
                 adopted = true;
             }

@@ -76,7 +76,8 @@ impl Paxos {
             };
             self.append(value);
         }
-        let last = self.append(Value::noop());
+        let last =
+            if self.settings.is(Mutant::NoBarrier) { barrier } else { self.append(Value::noop()) };
         ensures!(
             checked,
             P6,
@@ -194,6 +195,10 @@ impl Paxos {
         let commit_slot = self.commit_slot;
         let ping = leader.ping;
         let Some(progress) = leader.progress_mut(from) else { return };
+        let any_disk = self.settings.is(Mutant::AnyDisk);
+        if any_disk {
+            progress.incarnation = row.incarnation;
+        }
         if progress.incarnation != row.incarnation {
             // Another disk: what the one before voted for is no vote of this one (rule C6).
             progress.incarnation = row.incarnation;
@@ -244,7 +249,12 @@ impl Paxos {
     /// configuration in force there has reached is chosen.
     pub(super) fn advance_commit(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
-        let (own_ballot, own_slot) = self.acceptor.vote();
+        let early = self.settings.is(Mutant::OwnVoteEarly);
+        let (own_ballot, own_slot) = if early {
+            (self.acceptor.accepted_ballot(), self.acceptor.accepted_slot())
+        } else {
+            self.acceptor.vote()
+        };
         let own = if own_ballot == leader.ballot { own_slot } else { Slot::ZERO };
         let miscounted = self.miscounted();
         let counted = miscounted.as_ref().unwrap_or(&self.configurations);

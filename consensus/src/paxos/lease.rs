@@ -142,6 +142,7 @@ impl Paxos {
         }
         let sent = self.lease.sent.iter().rev().find(|(ping, _)| *ping == row.pong);
         let Some(&(_, sent_at)) = sent else { return };
+        let sent_at = if self.settings.is(Mutant::LeaseFromAnswer) { self.now } else { sent_at };
         let Some(progress) = self.role.leader_mut().and_then(|leader| leader.progress_mut(from))
         else {
             return;
@@ -174,6 +175,9 @@ impl Paxos {
     /// Another configuration decides from here on: what the members of the one before granted holds
     /// nobody back that is elected without them.
     pub(super) fn lease_of_new_members(&mut self) {
+        if self.settings.is(Mutant::LeaseOfOldMembers) {
+            return;
+        }
         self.lease.until = Nanos(0);
         self.renew_lease();
         ensures!(
@@ -231,6 +235,9 @@ impl Paxos {
 
     /// The leader gives up what it holds, and asks for no more under this ballot.
     pub(super) fn release_lease(&mut self) {
+        if self.settings.is(Mutant::TransferKeepsLease) {
+            return;
+        }
         if let Some(leader) = self.role.leader() {
             self.lease.released = leader.ballot;
         }

@@ -584,7 +584,11 @@ impl Paxos {
             flags |= RowFlags::WANTS_SIGN;
         }
         Row {
-            promised: self.acceptor.promised(),
+            promised: if self.settings.is(Mutant::RowOldPromise) {
+                accepted_ballot
+            } else {
+                self.acceptor.promised()
+            },
             accepted_ballot,
             accepted_slot,
             commit_slot: self.commit_slot,

@@ -118,6 +118,9 @@ impl Paxos {
             return;
         }
         if self.holds_lease() {
+            if self.settings.is(Mutant::LeaseBeforeClock) {
+                self.age_reads();
+            }
             let batch = core::mem::take(&mut self.reads.aged);
             return self.release_reads(batch, self.commit_slot);
         }
