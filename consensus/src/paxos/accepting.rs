@@ -133,6 +133,12 @@ impl Paxos {
         }
     }
 
+    /// The promise that a row shows (rule A6).
+    pub(super) fn promise_to_show(&self, voted: Ballot) -> Ballot {
+        let mistaken = self.settings.is(Mutant::RowOldPromise);
+        if mistaken { voted } else { self.acceptor.promised() }
+    }
+
     /// The ballot under which this replica leads, if it does.
     fn own_ballot(&self) -> Ballot {
         self.role.leader().map_or(Ballot::ZERO, |leader| leader.ballot)

@@ -584,11 +584,7 @@ impl Paxos {
             flags |= RowFlags::WANTS_SIGN;
         }
         Row {
-            promised: if self.settings.is(Mutant::RowOldPromise) {
-                accepted_ballot
-            } else {
-                self.acceptor.promised()
-            },
+            promised: self.promise_to_show(accepted_ballot),
             accepted_ballot,
             accepted_slot,
             commit_slot: self.commit_slot,
