@@ -83,10 +83,7 @@ fn contracts(sources: &[Source]) -> Vec<Contract> {
     let code = sources.iter().filter(|source| source.path.ends_with(".rs"));
     let code = code.filter(|source| PLACES.iter().any(|place| source.path.starts_with(place)));
     for source in code.filter(|source| source.path != DEFINITION) {
-        for (at, kind) in KINDS
-            .iter()
-            .flat_map(|kind| source.text.match_indices(kind).map(|(at, kind)| (at, kind)))
-        {
+        for (at, kind) in KINDS.iter().flat_map(|kind| source.text.match_indices(*kind)) {
             let line = source.text[..at].lines().count();
             let rest = &source.text[at + kind.len()..];
             let mut parts = rest.split(',').map(|part| part.trim().to_owned());

@@ -90,11 +90,11 @@ fn build() -> Result<Vec<String>, String> {
     let mut programs = Vec::new();
     for suite in SUITES {
         let named = format!("/{suite}-");
-        let program = said.lines().filter_map(|line| {
+        let mut program = said.lines().filter_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             message["executable"].as_str().filter(|path| path.contains(&named)).map(str::to_owned)
         });
-        programs.push(program.last().ok_or_else(|| format!("{suite} was not built"))?);
+        programs.push(program.next_back().ok_or_else(|| format!("{suite} was not built"))?);
     }
     Ok(programs)
 }
