@@ -168,7 +168,8 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
 fn draw_core(world: &mut World, random: &mut Random) -> Vec<usize> {
     let founders = world.shape.founders;
     let mut whole: Vec<usize> = (0..founders).filter(|node| !world.places[*node].forgets).collect();
-    if world.shape.members.is_some() && world.checks.members.newest().is_some() {
+    let changes = world.shape.members.is_some() && world.checks.members.newest().is_some();
+    if changes {
         let core = world.members_core(random);
         // Without a disk nobody can be told anything at a restart.
         let core = core.filter(|core| {
@@ -186,8 +187,9 @@ fn draw_core(world: &mut World, random: &mut Random) -> Vec<usize> {
     let founded = |node: &usize| {
         world.places[*node].subject().is_some() || world.places[*node].told.0.round > 0
     };
-    // Founding needs everyone, so everyone is the core of a cluster that is not founded yet.
-    if !whole.iter().all(founded) {
+    // Founding needs everyone, so everyone is the core of a cluster that is not founded yet. Where
+    // members change it is, whoever of them was not started yet.
+    if !changes && !whole.iter().all(founded) {
         let present = (0..founders).filter(|node| !world.places[*node].refused);
         let late = whole.iter().copied().filter(|node| *node >= founders);
         whole = present.chain(late).collect();
