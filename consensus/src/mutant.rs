@@ -38,6 +38,8 @@ pub enum Mutant {
     LeaseForgottenAtRestart,
     /// A read beside the replica's thread does not look at the clock.
     LeaseReadWithoutClock,
+    /// A replica that lost a configuration with its checkpoint stands for election.
+    StandWithOldMembers,
     /// A follower believes what it holds to be chosen, whatever ballot it is of.
     LearnAnyBallot,
     /// Entries of an older ballot count as accepted under the new one.
@@ -183,6 +185,7 @@ impl Mutant {
         Self::LeaseNotHonoured,
         Self::LeaseForgottenAtRestart,
         Self::LeaseReadWithoutClock,
+        Self::StandWithOldMembers,
         Self::LearnAnyBallot,
         Self::KeepOldVotes,
         Self::AmnesiacVotes,

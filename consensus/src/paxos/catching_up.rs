@@ -4,7 +4,7 @@
 use super::{LOG_READS_MAX, LogRead, Paxos};
 use crate::buggify::Point;
 use crate::role::Role;
-use crate::{Ballot, Entry, Message, Mutant, Nanos, NodeId, Slot, requires};
+use crate::{Ballot, Configurations, Entry, Message, Mutant, Nanos, NodeId, Slot, requires};
 use alloc::vec::Vec;
 
 /// One request is outstanding at a time: the reply of at most `catch_up_bytes` is the flow control.
@@ -18,17 +18,54 @@ pub(super) struct CatchUp {
     held_back: Option<NodeId>,
     /// When `commit_slot` last moved, or there was last nothing to catch up.
     progressed_at: Nanos,
+    /// Configurations that stand below may be missing: neither the checkpoint that could be read nor the
+    /// log has those slots.
+    members_from: Option<Slot>,
 }
 
 impl CatchUp {
+    /// A checkpoint above all that is known chosen says who decides.
+    pub(super) fn forget_missing_members(&mut self) {
+        self.members_from = None;
+    }
+
     /// All that decides what it will do, where the clock stands still or jumps past every wait.
     #[cfg(feature = "model")]
-    pub(super) fn canonical(&self) -> (Slot, Option<NodeId>, Option<NodeId>) {
-        (self.target, self.asked.map(|(source, _)| source), self.held_back)
+    pub(super) fn canonical(&self) -> (Slot, Option<NodeId>, Option<NodeId>, Option<Slot>) {
+        (self.target, self.asked.map(|(source, _)| source), self.held_back, self.members_from)
     }
 }
 
 impl Paxos {
+    /// Between what the newest readable checkpoint covers and slot `first` a configuration may stand
+    /// that this replica lost. It does not stand for election before a checkpoint of a peer brings it
+    /// (rule C11): it would count the promises of those who decided once. It promises and votes as
+    /// before, since others do the counting.
+    pub fn misses_members_below(&mut self, first: Slot) {
+        self.catch_up.members_from = Some(first);
+    }
+
+    /// Whether this replica knows who decides what.
+    pub(super) fn knows_members(&self) -> bool {
+        self.catch_up.members_from.is_none() || self.settings.is(Mutant::StandWithOldMembers)
+    }
+
+    /// A checkpoint of `slot`, which was known chosen, brings who decided then. What stands behind it
+    /// is known here if nothing that may be missing does.
+    pub(super) fn recall_members(&mut self, slot: Slot, configurations: &Configurations) {
+        if self.catch_up.members_from.is_none_or(|first| slot.next() < first) {
+            return;
+        }
+        self.catch_up.members_from = None;
+        let known = core::mem::replace(&mut self.configurations, configurations.clone());
+        for (at, configuration) in known.iter().filter(|(at, _)| *at > slot) {
+            self.configurations.note(at, Some(configuration.clone()));
+        }
+        self.members_version += 1;
+        self.refresh_members();
+        self.on_commit_moved();
+    }
+
     /// A peer says that everything up to `commit` is chosen.
     pub(super) fn note_chosen_elsewhere(&mut self, commit: Slot) {
         if self.catch_up.target <= self.commit_slot {

@@ -30,9 +30,12 @@ impl Paxos {
                 self.acceptor.chosen_through(slot);
             }
             self.acceptor.mark();
+            self.catch_up.forget_missing_members();
             self.adopt_configurations(slot, configurations);
             self.catch_up_progressed();
             self.mark_rows_due();
+        } else {
+            self.recall_members(slot, &configurations);
         }
         self.applied_slot = slot;
         ensures!(

@@ -35,7 +35,7 @@ impl Paxos {
             self.notice(Notice::Leaderless);
         }
         self.role = Role::Follower;
-        if !self.votes() || !self.may_lead {
+        if !self.votes() || !self.may_lead || !self.knows_members() {
             return;
         }
         if self.lease_binds(self.next_ballot(), Ballot::ZERO) {

@@ -177,6 +177,7 @@ impl Paxos {
         if follows
             && self.votes()
             && self.may_lead
+            && self.knows_members()
             && self.quorum_connected()
             && !self.lease_binds(next, ballot)
         {

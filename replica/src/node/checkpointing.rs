@@ -149,9 +149,14 @@ impl Node {
         // Rule F7: a recovered replica has what it can give to others only when it took one of its own.
         let cluster = self.genesis.as_ref().map(|genesis| genesis.cluster);
         let foreign = checkpoints.newest.is_some_and(|newest| Some(newest.id.cluster) != cluster);
-        let foreign = foreign && self.clock.now >= checkpoints.not_before;
+        // The newest one turned out to be bad when a peer asked for it, and the log may be trimmed up to it:
+        // who is behind needs another.
+        let summary = checkpoints.steps.summary();
+        let kept = |newest: &Checkpoint| summary.installed.iter().any(|one| one.id == newest.id);
+        let lost = checkpoints.newest.is_some_and(|newest| !kept(&newest));
+        let needed = (foreign || lost) && self.clock.now >= checkpoints.not_before;
         let asked = !checkpoints.asked.is_empty();
-        if asked || foreign || self.checkpoint_is_due(slot.0 - newest.0) {
+        if asked || needed || self.checkpoint_is_due(slot.0 - newest.0) {
             self.begin_checkpoint(slot);
         }
     }

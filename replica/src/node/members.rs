@@ -14,20 +14,28 @@ use quorate_transport::RegionId;
 const SEARCH_BYTES: usize = 1 << 20;
 
 impl Node {
-    /// Who decides as of `commit`, by the founding document, the newest checkpoint and the log.
+    /// Who decides as of `commit`, by the founding document, the newest checkpoint and the log; and the
+    /// slot below which a configuration may be missing, where these leave a hole.
     pub(super) fn configurations_of(
         &self,
         genesis: &Genesis,
         commit: Slot,
-    ) -> Result<Configurations, LogError> {
+    ) -> Result<(Configurations, Option<Slot>), LogError> {
         if self.options.is(Mutant::ForgetMembers) {
-            return Ok(Configurations::new(genesis.configuration.clone()));
+            return Ok((Configurations::new(genesis.configuration.clone()), None));
         }
         let kept = self.checkpoints.configurations.clone();
         let (checkpoint, mut known) = kept
             .unwrap_or_else(|| (Slot::ZERO, Configurations::new(genesis.configuration.clone())));
-        // What the checkpoint covers is not looked at: it may be damaged, and nobody needs it.
-        let mut next = self.recovered.first_slot.max(checkpoint.next());
+        // What the checkpoint covers is not looked at: it may be damaged, and nobody needs it. Nor is
+        // what is not to be used.
+        let mut next = checkpoint.next();
+        let mut missing = None;
+        let begins = self.recovered.first_slot.max(self.checkpoints.log_from);
+        if begins > next && next <= commit {
+            missing = Some(begins);
+            next = begins;
+        }
         while next <= commit {
             let mut entries = Vec::new();
             match self.log.read(next, SEARCH_BYTES, &mut entries) {
@@ -36,7 +44,10 @@ impl Node {
                 Err(LogError::Damaged { .. }) => break,
                 read => read?,
             }
-            let Some(last) = entries.last() else { break };
+            let (Some(first), Some(last)) = (entries.first(), entries.last()) else { break };
+            if first.slot > next {
+                missing = Some(first.slot);
+            }
             next = last.slot.next();
             for entry in entries.iter().filter(|entry| entry.slot <= commit) {
                 if entry.value.kind == ValueKind::Configuration {
@@ -44,7 +55,10 @@ impl Node {
                 }
             }
         }
-        Ok(known.as_of(commit))
+        if next <= commit {
+            missing = Some(commit.next());
+        }
+        Ok((known.as_of(commit), missing))
     }
 
     /// Lanes to new members come up, those to former ones go, with the memory that they wrote into.

@@ -332,7 +332,7 @@ impl Node {
         settings.seed = self.options.seed;
         settings.mistake = self.options.mistake;
         settings.whims = self.options.whims.clone();
-        let restored = self.restored(&genesis)?;
+        let (restored, members_from) = self.restored(&genesis)?;
         // Rule V3: it could not read what the others write, and must not guess.
         let (active, speaks) = (restored.configurations.latest().protocol, self.options.protocol);
         if active > speaks {
@@ -348,6 +348,10 @@ impl Node {
             "the replica takes part"
         );
         let mut core = Paxos::new(settings, restored, self.clock.now);
+        if let Some(first) = members_from {
+            tracing::warn!(%first, "who decided below may be missing: a peer's checkpoint has to bring it");
+            core.misses_members_below(first);
+        }
         if let Some(repair) = self.repair() {
             core.repair(repair);
             tracing::warn!(?repair, "the log is damaged: no vote until it is repaired");
@@ -366,7 +370,7 @@ impl Node {
     }
 
     /// What the log gave back, as the core wants it.
-    fn restored(&self, genesis: &Genesis) -> Result<Restored, LogError> {
+    fn restored(&self, genesis: &Genesis) -> Result<(Restored, Option<Slot>), LogError> {
         let recovered = &self.recovered;
         // Another disk than the one that a configuration names is another voter: it remembers all that it
         // ever promised, and nothing of what it does counts before a configuration names it.
@@ -384,14 +388,16 @@ impl Node {
         if remembers {
             self.read_accepted(commit_slot, &mut accepted)?;
         }
-        Ok(Restored {
+        let (configurations, members_from) = self.configurations_of(genesis, commit_slot)?;
+        let restored = Restored {
             promised: recovered.promised,
             commit_slot,
             log_first: log_first.max(self.checkpoints.log_from),
             accepted,
-            configurations: self.configurations_of(genesis, commit_slot)?,
+            configurations,
             remembers,
-        })
+        };
+        Ok((restored, members_from))
     }
 
     /// What brings the vote back to a replica that lost a part of its log, and not the log.
