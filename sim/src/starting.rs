@@ -35,7 +35,7 @@ impl World {
         let opened = checks::open(Arc::clone(&medium), node, &self.shape, fresh, &steps);
         let (log, recovered) = match opened {
             Ok(opened) => opened,
-            Err(error) if self.places[node].forgets => {
+            Err(error) if self.places[node].forgets && !medium.control().is_dead() => {
                 self.say(|| format!("replica {} refuses to start: {error}", node + 1));
                 self.places[node].refused = true;
                 return;
