@@ -147,6 +147,27 @@ impl Relay {
         self.due = self.waiting.keys().copied().collect();
     }
 
+    /// The state came from a checkpoint: what was on its way may have been applied in the slots that it
+    /// covers. Where the session is there, so is the outcome, and it is taken now: by the time another try
+    /// comes the session may have expired. Where it is not, it may have been closed since, and a try that
+    /// finds no session says nothing about the one before.
+    pub(crate) fn on_restored(&mut self, table: &SessionTable) {
+        let mut sessions: Vec<u64> = self.places.keys().map(|(session, _, _)| *session).collect();
+        sessions.dedup();
+        for session in sessions {
+            self.on_applied(session, table);
+        }
+        let in_doubt = |(session, first, arrival): &&Place| {
+            let sent = self.waiting.get(arrival).is_some_and(|waiting| waiting.sent);
+            *first > 0 && sent && table.next_sequence(*session).is_none()
+        };
+        let in_doubt: Vec<Place> = self.places.keys().filter(in_doubt).copied().collect();
+        for place in in_doubt {
+            self.answer(place, Err(Failure::Unknown(Reason::SessionClosed)));
+        }
+        self.send_again();
+    }
+
     /// A group of `session` was applied, or found applied: answers whoever waits for commands that
     /// the table has outcomes of.
     pub(crate) fn on_applied(&mut self, session: u64, table: &SessionTable) {
@@ -315,6 +336,26 @@ mod tests {
         let mut table = SessionTable::new();
         table.control(Slot(1), SessionCommand::Open { session, owner: 0, idle_ms: 0 });
         table
+    }
+
+    #[test]
+    fn what_a_checkpoint_covers_is_answered_from_it_or_in_doubt_and_never_tried_as_new() {
+        let mut relay = Relay::default();
+        let mut table = SessionTable::new();
+        table.control(Slot(1), SessionCommand::Open { session: 7, owner: 0, idle_ms: 5 });
+        let header = group(7, 1, &["a"]).0.header;
+        assert!(matches!(table.admit(Slot(2), &header), Admission::Apply { .. }));
+        table.record(7, 1, 1, Bytes::from_static(b"done"));
+        let mut covered = submit(&mut relay, 7, 1, &["a"], 0);
+        let mut closed = submit(&mut relay, 8, 1, &["b"], 0);
+        let _ = (relay.next_due().unwrap(), relay.sent(), relay.next_due().unwrap(), relay.sent());
+        let mut unsent = submit(&mut relay, 9, 1, &["c"], 0);
+        relay.on_restored(&table);
+        let outcome = covered.try_recv().unwrap().unwrap();
+        assert_eq!(outcome, GroupOutcome::Applied(Bytes::from_static(b"done")));
+        let doubt = closed.try_recv().unwrap().unwrap_err();
+        assert_eq!(doubt, Failure::Unknown(Reason::SessionClosed));
+        assert!(unsent.try_recv().is_err() && relay.next_due().is_some());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::machine::{Absent, StateMachine};
 use crate::options::nanos;
 use crate::status::{CheckpointStatus, CheckpointTaken, Receiving};
 use quorate_consensus::session::SessionTable;
-use quorate_consensus::{Configurations, Mutant, Nanos, Slot};
+use quorate_consensus::{Configurations, Message, Mutant, Nanos, Slot};
 use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId};
 
 use super::snapshots::Transfer;
@@ -24,6 +24,8 @@ pub(super) struct Checkpoints {
     taking: bool,
     /// The state machine is with the worker: nothing is applied or queried.
     pub(super) restoring: bool,
+    /// A peer asked for one, and none that was good was new enough.
+    nothing_given: bool,
     /// Entries of the log below are not to be used.
     pub(super) log_from: Slot,
     /// The newest checkpoint whose beginning could be read at the start: its slot, and who decides as
@@ -58,6 +60,7 @@ impl Checkpoints {
             supported,
             taking: false,
             restoring: false,
+            nothing_given: false,
             log_from,
             configurations: head.map(|head| (head.id.slot, head.configurations)),
             asked: Vec::new(),
@@ -152,7 +155,9 @@ impl Node {
         // The newest one turned out to be bad when a peer asked for it, and the log may be trimmed up to it:
         // who is behind needs another.
         let summary = checkpoints.steps.summary();
-        let kept = |newest: &Checkpoint| summary.installed.iter().any(|one| one.id == newest.id);
+        let kept = |newest: &Checkpoint| {
+            !checkpoints.nothing_given || summary.installed.iter().any(|one| one.id == newest.id)
+        };
         let lost = checkpoints.newest.is_some_and(|newest| !kept(&newest));
         let needed = (foreign || lost) && self.clock.now >= checkpoints.not_before;
         let asked = !checkpoints.asked.is_empty();
@@ -203,7 +208,11 @@ impl Node {
             match done {
                 Done::Taken(taken) => self.on_taken(taken),
                 Done::Written { id, next, result } => self.on_written(id, next, result),
-                Done::Blocks { to, message } => self.post(to, &message),
+                Done::Blocks { to, message } => {
+                    let nothing = matches!(message, Message::SnapshotReply { blocks: 0, .. });
+                    self.checkpoints.nothing_given |= nothing;
+                    self.post(to, &message);
+                }
                 Done::Restored { machine, result } => self.on_restored(machine, result),
             }
         }
@@ -212,6 +221,7 @@ impl Node {
 
     fn on_taken(&mut self, taken: Result<Checkpoint, CheckpointError>) {
         self.checkpoints.taking = false;
+        self.checkpoints.nothing_given = false;
         let waiting = std::mem::take(&mut self.checkpoints.answering);
         let outcome = match taken {
             Ok(checkpoint) => {
@@ -310,7 +320,7 @@ impl Node {
         if !self.origin.settle(&self.sessions, self.clock.now) {
             self.reopen_session();
         }
-        self.relay.send_again();
+        self.relay.on_restored(&self.sessions);
         self.trim_log();
     }
 
