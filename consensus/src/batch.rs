@@ -180,6 +180,24 @@ impl SessionCommand {
         }
     }
 
+    /// A whole group of [`CONTROL_SESSION`] that holds this command alone.
+    #[must_use]
+    pub fn to_group(&self) -> Bytes {
+        let mut command = BytesMut::with_capacity(24);
+        self.encode(&mut command);
+        let header = GroupHeader {
+            session: CONTROL_SESSION,
+            first_sequence: 0,
+            acknowledged_below: 0,
+            count: 1,
+            length: command.len() as u32,
+        };
+        let mut out = BytesMut::with_capacity(64);
+        header.encode(&mut out);
+        out.put_slice(&command);
+        out.freeze()
+    }
+
     /// Reads the inside of an item.
     #[must_use]
     pub fn decode(mut item: &[u8]) -> Option<Self> {

@@ -289,22 +289,6 @@ mod tests {
         (parse(&bytes).unwrap(), bytes)
     }
 
-    fn control(command: SessionCommand) -> Bytes {
-        let mut commands = BytesMut::new();
-        command.encode(&mut commands);
-        let header = GroupHeader {
-            session: CONTROL_SESSION,
-            first_sequence: 0,
-            acknowledged_below: 0,
-            count: 1,
-            length: commands.len() as u32,
-        };
-        let mut out = BytesMut::new();
-        header.encode(&mut out);
-        out.put_slice(&commands);
-        out.freeze()
-    }
-
     type Receiver = oneshot::Receiver<Result<GroupOutcome, Failure>>;
 
     fn submit(relay: &mut Relay, session: u64, first: u64, texts: &[&str], at: u64) -> Receiver {
@@ -385,7 +369,7 @@ mod tests {
         relay.on_gap(&group(7, 5, &["e"]).0.header, 1);
         assert_eq!(early.try_recv().unwrap().unwrap(), GroupOutcome::Gap { expected: 1 });
         let mut lost = submit(&mut relay, 8, 5, &["e"], 0);
-        let open = control(SessionCommand::Open { session: 8, owner: 0, idle_ms: 5 });
+        let open = SessionCommand::Open { session: 8, owner: 0, idle_ms: 5 }.to_group();
         let (reply, mut opened) = oneshot::channel();
         relay.submit(&parse(&open).unwrap(), open, reply, Nanos(0));
         relay.on_no_session(8);
@@ -419,8 +403,8 @@ mod tests {
         assert!(parse(&good.slice(..good.len() - 1)).is_none());
         let two = [&good[..], &good[..]].concat();
         assert!(parse(&Bytes::from(two)).is_none());
-        let owned = control(SessionCommand::Open { session: 8, owner: 2, idle_ms: 0 });
+        let owned = SessionCommand::Open { session: 8, owner: 2, idle_ms: 0 }.to_group();
         assert!(parse(&owned).is_none());
-        assert!(parse(&control(SessionCommand::Close { session: 8 })).is_some());
+        assert!(parse(&SessionCommand::Close { session: 8 }.to_group()).is_some());
     }
 }

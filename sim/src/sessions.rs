@@ -7,7 +7,7 @@ use crate::machine::{Command, Ledger};
 use crate::random::Random;
 use crate::shape::{MS, SessionsShape, Shape};
 use bytes::{Bytes, BytesMut};
-use quorate_consensus::batch::{CONTROL_SESSION, GroupHeader, SessionCommand, put_item};
+use quorate_consensus::batch::{GroupHeader, SessionCommand, put_item};
 use quorate_replica::{Failure, GroupOutcome, Handle, PendingGroup};
 use std::future::Future;
 use std::pin::Pin;
@@ -118,7 +118,7 @@ impl Clients {
                 owner: 0,
                 idle_ms: sessions.idle_ms,
             };
-            let pending = handle.propose_group(control(command));
+            let pending = handle.propose_group(command.to_group());
             self.sessions.all[index].waits = Some(Try { pending, of: None });
             return patience;
         }
@@ -162,7 +162,7 @@ impl Clients {
             session.closed = true;
             self.sessions.cut.0 += 1;
             // Nobody waits for this one.
-            drop(handle.propose_group(control(SessionCommand::Close { session: number })));
+            drop(handle.propose_group(SessionCommand::Close { session: number }.to_group()));
         }
         self.say(|| format!("session {number:x} gives number {first}"));
     }
@@ -298,20 +298,4 @@ impl Clients {
 /// Numbers that no replica's own session has.
 fn session_number(count: u64) -> u64 {
     crate::random::mix(count ^ 0x5e55_0000_0000_0000) | 1
-}
-
-fn control(command: SessionCommand) -> Bytes {
-    let mut commands = BytesMut::new();
-    command.encode(&mut commands);
-    let header = GroupHeader {
-        session: CONTROL_SESSION,
-        first_sequence: 0,
-        acknowledged_below: 0,
-        count: 1,
-        length: commands.len() as u32,
-    };
-    let mut out = BytesMut::new();
-    header.encode(&mut out);
-    out.extend_from_slice(&commands);
-    out.freeze()
 }

@@ -1,7 +1,7 @@
 //! The commands of one client: numbered, sent, sent again, answered. No sockets and no clock in here.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use quorate_consensus::batch::{CONTROL_SESSION, GroupHeader, SessionCommand, take_item};
+use quorate_consensus::batch::{GroupHeader, SessionCommand, take_item};
 use quorate_replica::{Failure, GroupOutcome, Reason, Replier};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -123,7 +123,7 @@ impl Stream {
             self.last_sent = now;
             let idle_ms = self.idle.as_millis() as u64;
             let session = self.session;
-            return Some(control(SessionCommand::Open { session, owner: 0, idle_ms }));
+            return Some(SessionCommand::Open { session, owner: 0, idle_ms }.to_group());
         }
         if self.flights.len() >= GROUPS_MAX || self.sent == self.submissions.len() {
             return None;
@@ -315,30 +315,15 @@ impl Stream {
 
     /// A last word: the session is not needed any more.
     pub(crate) fn close(&self) -> Bytes {
-        control(SessionCommand::Close { session: self.session })
+        SessionCommand::Close { session: self.session }.to_group()
     }
-}
-
-fn control(command: SessionCommand) -> Bytes {
-    let mut commands = BytesMut::new();
-    command.encode(&mut commands);
-    let header = GroupHeader {
-        session: CONTROL_SESSION,
-        first_sequence: 0,
-        acknowledged_below: 0,
-        count: 1,
-        length: commands.len() as u32,
-    };
-    let mut out = BytesMut::with_capacity(64);
-    header.encode(&mut out);
-    out.put_slice(&commands);
-    out.freeze()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use quorate_consensus::batch::CONTROL_SESSION;
     use quorate_consensus::batch::{put_item, take_group};
     use quorate_replica::Pending;
 
