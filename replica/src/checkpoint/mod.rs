@@ -27,12 +27,13 @@ use worker::Worker;
 /// Requests of peers for blocks that wait to be read; one beyond it is dropped, and asked again.
 pub(crate) const READS_MAX: usize = 8;
 
-/// Work for the worker.
+/// Work for the worker. What may end with the removal of an old checkpoint says how late it is: one
+/// that a peer read from is kept for a while.
 pub(crate) enum Job {
     /// Write a checkpoint of this view.
-    Take { id: CheckpointId, source: Source },
+    Take { id: CheckpointId, source: Source, now: Nanos },
     /// Blocks came from a peer. `installs` says whether the log is passed over if that was the last.
-    Write { id: CheckpointId, blocks: Bytes, commit_slot: Slot },
+    Write { id: CheckpointId, blocks: Bytes, commit_slot: Slot, now: Nanos },
     /// A peer asked for blocks.
     Read {
         to: NodeId,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// A checkpoint that a peer read from within this time is not removed: it would have to begin again.
 const PIN_FOR: Nanos = Nanos::from_millis(30_000);
-/// Checkpoints that peers read from at the same time at the most; the oldest reader loses.
+/// So many checkpoints at the most are kept for peers beside the others; the oldest reader loses.
 const PINS_MAX: usize = 2;
 
 struct Taking {
@@ -73,7 +73,8 @@ impl Worker {
 
     fn act(&mut self, job: Job) -> u64 {
         match job {
-            Job::Take { id, source } => {
+            Job::Take { id, source, now } => {
+                self.now = self.now.max(now);
                 self.set_receiver_aside();
                 match self.store.create(id) {
                     Ok(writer) => self.taking = Some(Taking { source, writer }),
@@ -81,7 +82,8 @@ impl Worker {
                 }
                 0
             }
-            Job::Write { id, blocks, commit_slot } => {
+            Job::Write { id, blocks, commit_slot, now } => {
+                self.now = self.now.max(now);
                 let bytes = blocks.len() as u64;
                 let result = self.write(id, &blocks, commit_slot);
                 let next = self.receiving.as_ref().map_or(0, CheckpointReceiver::next);
@@ -314,5 +316,89 @@ impl Worker {
         desk.summary.bad = self.store.bad().len();
         desk.summary.partial = receiving.or(self.store.partial());
         desk.summary.taken_bytes = self.taking.as_ref().map_or(0, |taking| taking.writer.bytes());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{CheckpointSteps, Head};
+    use crate::machine::CheckpointView;
+    use quorate_consensus::session::SessionTable;
+    use quorate_consensus::{Configuration, Configurations, Incarnation, Member};
+    use quorate_pmem_log::MappedMedium;
+    use quorate_transport::Wake;
+
+    struct Empty;
+
+    impl CheckpointView for Empty {
+        fn next_piece(&mut self, _: &mut BytesMut) -> bool {
+            false
+        }
+    }
+
+    struct Nobody;
+
+    impl Wake for Nobody {
+        fn wake(&self) {}
+    }
+
+    fn id(slot: u64) -> CheckpointId {
+        CheckpointId { slot: Slot(slot), digest: slot, cluster: 7 }
+    }
+
+    fn source(slot: u64) -> Source {
+        let voter = |node| Member { node: NodeId(node), incarnation: Incarnation(9) };
+        let voters = Configuration::of_voters(1, (1..=3).map(voter).collect());
+        let head = Head {
+            id: id(slot),
+            time_ms: 0,
+            session_times: (0, 0),
+            configurations: Configurations::new(voters),
+        };
+        Source::new(head, SessionTable::restored((0, 0)), Box::new(Empty))
+    }
+
+    #[test]
+    fn what_a_peer_read_from_is_kept_for_a_while_and_no_longer() {
+        let store = CheckpointStore::open(Arc::new(MappedMedium::memory()), 2).unwrap();
+        let (steps, _) = CheckpointSteps::new(store, Arc::new(Nobody));
+        let run = |job| {
+            assert!(steps.submit(job));
+            while steps.is_due() {
+                steps.step();
+            }
+            let kept: Vec<u64> =
+                steps.summary().installed.iter().map(|found| found.id.slot.0).collect();
+            kept
+        };
+        let take = |slot, now| {
+            run(Job::Take { id: id(slot), source: source(slot), now: Nanos::from_millis(now) })
+        };
+        let read = |slot, now| {
+            run(Job::Read {
+                to: NodeId(2),
+                cluster: 7,
+                at_least: Slot(1),
+                want: Some((id(slot), 0)),
+                bytes_max: 1 << 20,
+                now: Nanos::from_millis(now),
+            })
+        };
+        take(10, 1_000);
+        assert_eq!(read(10, 2_000), [10]);
+        take(20, 3_000);
+        assert_eq!(take(30, 4_000), [10, 20, 30]);
+        // Nobody read from it since, and nobody reads from any other.
+        assert_eq!(take(40, 33_000), [30, 40]);
+        // Of many that are read from the latest two are kept beside the others.
+        for slot in [50, 60, 70, 80] {
+            take(slot, 34_000);
+            read(slot, 34_000);
+        }
+        assert_eq!(take(90, 34_000), [70, 80, 90]);
+        assert_eq!(take(100, 34_000), [70, 80, 90, 100]);
+        assert_eq!(take(110, 34_000), [70, 80, 100, 110]);
     }
 }

@@ -196,7 +196,7 @@ impl Node {
         checkpoints.begun_at = self.clock.now;
         checkpoints.begun_bytes = self.log.statistics().bytes_written;
         checkpoints.answering.append(&mut checkpoints.asked);
-        checkpoints.steps.submit(Job::Take { id, source });
+        checkpoints.steps.submit(Job::Take { id, source, now: self.clock.now });
         tracing::info!(%slot, "taking a checkpoint");
     }
 

@@ -143,7 +143,8 @@ impl Node {
         transfer.progress = Some((id, first, blocks));
         transfer.writing = true;
         let commit_slot = core.commit_slot();
-        self.checkpoints.steps.submit(Job::Write { id, blocks: bytes, commit_slot });
+        let now = self.clock.now;
+        self.checkpoints.steps.submit(Job::Write { id, blocks: bytes, commit_slot, now });
     }
 
     /// Blocks were written, or not.
