@@ -6,12 +6,15 @@ use process::client::{Client, Outcome};
 use process::load::{Account, Load};
 use process::{Cluster, PATIENCE, wait};
 use quorate_server::report::Report;
+use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The log's syncs before a disk starts to misbehave, so that the cluster is founded by then.
 /// `strace` counts them for each thread.
 const HEALTHY_SYNCS: u64 = 200;
+/// Writes into the first segment of a log before they come short.
+const HEALTHY_WRITES: usize = 50;
 const DELAY: Duration = Duration::from_millis(300);
 
 /// Whether `strace` can be used; says so if not.
@@ -351,4 +354,61 @@ fn disks_cannot_read_for_a_peer_they_say_so_and_the_peer_gets_nothing_else_inste
         let reply = client.insist(&format!("STRLEN key-{number}"));
         assert_eq!(reply, process::client::Reply::Integer(value.len() as i64), "{number}");
     }
+}
+
+/// How many bytes a traced `pwrite64` was to write, and where: its last two arguments.
+fn extent(line: &str) -> (u64, u64) {
+    let (call, _) = line.rsplit_once(") = ").expect("a call that returned");
+    let mut last = call.rsplit(", ").map(|it| it.parse().expect("a number"));
+    let offset = last.next().expect("an offset");
+    (last.next().expect("a count"), offset)
+}
+
+/// The kernel says that it wrote 512 bytes and wrote none. The log goes on with the rest, as it must
+/// after a short write; what is missing on the disk is found at the next start and not taken for data.
+#[test]
+fn writes_come_short_and_what_is_missing_is_found_and_not_given_out() {
+    if !strace_works() {
+        return;
+    }
+    let mut cluster = Cluster::start("disk-short-write", "file");
+    arrange(&mut cluster, 1, false);
+    cluster.kill(1);
+    let directory = cluster.replica(1).config.replica.directory.clone();
+    let segment = directory.join(FIRST_SEGMENT).display().to_string();
+    let trace = directory.with_file_name("short-writes").display().to_string();
+    let inject = format!("inject=pwrite64:retval=512:when={HEALTHY_WRITES}+10");
+    let arguments = ["-f", "-qq", "--seccomp-bpf", "-o", &trace, "-P", &segment];
+    cluster.set_strace(1, &[&arguments[..], &["-e", "trace=pwrite64", "-e", &inject]].concat());
+    cluster.restart(1);
+    let load = Load::start(&cluster.addresses(), 2, 0);
+    load.advance(2_000);
+    let mut account = load.stop();
+    cluster.converged();
+    cluster.kill(1);
+    let traced = fs::read_to_string(&trace).expect("the trace of strace");
+    let writes: Vec<&str> = traced.lines().filter(|line| line.contains(" pwrite64(")).collect();
+    let short: Vec<usize> =
+        (0..writes.len()).filter(|at| writes[*at].ends_with("= 512 (INJECTED)")).collect();
+    assert!(short.len() > 10, "void: {} writes came short", short.len());
+    for at in &short {
+        let ((bytes, offset), rest) =
+            (extent(writes[*at]), writes.get(at + 1).map(|it| extent(it)));
+        assert_eq!(rest, Some((bytes - 512, offset + 512)), "the rest of a write follows it");
+    }
+    cluster.set_strace(1, &[]);
+    cluster.restart(1);
+    let report = trouble(&cluster, 1, "damaged part");
+    println!("{} writes came short; replica 1 says: {}", short.len(), report.trouble);
+    assert!(!report.votes, "it may have accepted what is missing: {report:?}");
+    // The very last write could be taken for one that a crash cut.
+    let found: usize =
+        report.trouble.split(' ').next().and_then(|it| it.parse().ok()).expect("a count");
+    assert!(found == short.len() || found + 1 == short.len(), "{}", report.trouble);
+    // The others serve on, and it has everything from them.
+    let load = Load::start(&cluster.addresses(), 2, 1_000_000);
+    load.advance(300);
+    account.add(load.stop());
+    cluster.converged();
+    account.check(&cluster.address(1));
 }
