@@ -85,6 +85,8 @@ impl RowFlags {
     pub const QUIET: u64 = 32;
     /// This follower does not rest, its leader does: it needs to see that the leader lives.
     pub const WANTS_SIGN: u64 = 64;
+    /// This replica's log has no room: it takes no records out of its rings for now.
+    pub const FULL: u64 = 128;
     /// Bits 16 to 23 hold the newest version of the protocol that the sender speaks; 0 is 1.
     pub(crate) const PROTOCOL_SHIFT: u32 = 16;
     /// Bits 8 to 15 hold the priority.
@@ -135,6 +137,9 @@ impl core::fmt::Debug for RowFlags {
         }
         if self.has(Self::WANTS_SIGN) {
             f.write_str("w")?;
+        }
+        if self.has(Self::FULL) {
+            f.write_str("f")?;
         }
         Ok(())
     }

@@ -3,10 +3,27 @@
 use crate::arena;
 use crate::options::NodeOptions;
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, Message, Mistake, Mutant, Nanos, NodeId};
+use quorate_consensus::{Incarnation, Message, Mistake, Mutant, Nanos, NodeId, Row, RowFlags};
 use quorate_transport::ring::{RingReader, RingWriter};
 use quorate_transport::row::{ROW_BYTES, RowReader, RowWriter};
 use quorate_transport::{PostError, RegionError, RegionId, Transport, codec};
+
+/// Records that a peer leaves unread for so long, though it answers, have been lost.
+const UNREAD_PATIENCE: Nanos = Nanos::from_millis(1_000);
+/// And so many pings, each sent after the answer to the one before: between two of them the peer
+/// looked into its ring at least once.
+const UNREAD_PINGS: u32 = 3;
+
+/// Records that are on their way, or lost.
+#[derive(Debug)]
+struct Unread {
+    /// When the peer's row first told that it lacks them.
+    since: Nanos,
+    /// The newest ping when the last answer that counted was seen.
+    ping: u64,
+    /// Pings that were sent since and answered, one after the other.
+    answered: u32,
+}
 
 /// The state of the lanes to one peer.
 #[derive(Debug)]
@@ -34,6 +51,9 @@ pub(crate) struct Lanes {
     pub(crate) row_reader: RowReader,
     /// The ring position last told to the peer.
     pub(crate) credit_told: u64,
+    /// The newest ping in a row that was posted.
+    ping_told: u64,
+    unread: Option<Unread>,
     mistake: Mistake,
 }
 
@@ -78,6 +98,8 @@ impl Lanes {
             row_writer,
             row_reader,
             credit_told: 0,
+            ping_told: 0,
+            unread: None,
         })
     }
 
@@ -92,6 +114,7 @@ impl Lanes {
         self.row_writer.reset(row);
         self.row_reader.reset(row);
         self.credit_told = 0;
+        self.unread = None;
         self.inbox_hint = true;
         self.row_hint = true;
     }
@@ -114,6 +137,35 @@ impl Lanes {
             || self.data_up && (self.inbox_hint || self.row_hint || self.ring_reader.suspicious())
     }
 
+    /// Our row was posted, with this ping and the position up to which the peer's ring was read.
+    pub(crate) fn row_posted(&mut self, row: &Row, consumed: u64) {
+        self.credit_told = consumed;
+        self.ping_told = row.ping;
+    }
+
+    /// A row of the peer tells how far it read its ring. Returns whether records that were posted
+    /// never arrived there: the peer has answered pings that went out behind them, each after it had
+    /// looked again, and has not moved on. The contract says that what a lane took arrives or the lane
+    /// fails, and that nothing of an earlier life is believed; it does not say that a late write of an
+    /// earlier life cannot land *over* a record before that is read. The reader takes such a place for
+    /// one that was not written yet, and would wait for ever.
+    pub(crate) fn take_credit(&mut self, now: Nanos, row: &Row, consumed: u64) -> bool {
+        let before = self.ring_writer.in_flight();
+        self.ring_writer.set_consumed(consumed);
+        let left = self.ring_writer.in_flight();
+        if left == 0 || left != before || row.flags.has(RowFlags::FULL) {
+            self.unread = None;
+            return false;
+        }
+        let ping = self.ping_told;
+        let unread = self.unread.get_or_insert(Unread { since: now, ping, answered: 0 });
+        if row.pong > unread.ping {
+            unread.answered += 1;
+            unread.ping = ping;
+        }
+        unread.answered >= UNREAD_PINGS && now.since(unread.since) >= UNREAD_PATIENCE
+    }
+
     /// Whether the peer should be told soon how much of its ring was read: a quarter of it waits.
     pub(crate) fn credit_is_due(&self, ring_bytes: usize) -> bool {
         self.ring_reader.consumed() - self.credit_told >= ring_bytes as u64 / 4
@@ -133,4 +185,77 @@ pub(crate) fn send(
         return Err(PostError::TooLarge { length: codec::encoded_len(message), limit });
     }
     transport.send(to, scratch.split().freeze())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+    use quorate_consensus::{Ballot, Slot, Value};
+    use quorate_transport::memory::{MemoryNetwork, MemoryTransport};
+    use quorate_transport::{Event, Lane};
+
+    const PEER: NodeId = NodeId(2);
+
+    /// Lanes with one record on its way to the peer.
+    fn shipped() -> (MemoryTransport, Lanes, u64) {
+        let network = MemoryNetwork::new(3);
+        let mut transport = network.endpoint(NodeId(1), &[PEER]);
+        let mut other = network.endpoint(PEER, &[NodeId(1)]);
+        let options = NodeOptions::new(NodeId(1), vec![NodeId(1), PEER], 1);
+        let mut lanes = Lanes::open(&mut transport, PEER, &options).unwrap();
+        let mut events = Vec::new();
+        while !lanes.data_up {
+            transport.poll(&mut events);
+            other.poll(&mut Vec::new());
+            for event in events.drain(..) {
+                if let Event::LinkUp { lane: Lane::Data, incarnation, .. } = event {
+                    lanes.data_lane_up(incarnation);
+                }
+            }
+        }
+        let (ballot, slot) = (Ballot { round: 1, node: NodeId(1) }, Slot(1));
+        let values = [Value::noop()];
+        let writer = &mut lanes.ring_writer;
+        writer.ship(&mut transport, PEER, ballot, slot, slot, &values).unwrap();
+        let tail = lanes.ring_writer.in_flight();
+        (transport, lanes, tail)
+    }
+
+    /// The peer answers each of `pings`, a tenth of a second apart, as told. Whether that shows that
+    /// the record was lost.
+    fn pinged(
+        lanes: &mut Lanes,
+        pings: u64,
+        answer: impl Fn(u64) -> u64,
+        flags: u64,
+        consumed: u64,
+    ) -> bool {
+        (1..=pings).any(|ping| {
+            lanes.row_posted(&Row { ping, ..Row::default() }, 0);
+            let now = Nanos::from_millis(ping * 100);
+            let row = Row { pong: answer(ping), flags: RowFlags(flags), ..Row::default() };
+            lanes.take_credit(now, &row, consumed)
+        })
+    }
+
+    #[test]
+    fn a_record_that_a_peer_who_answers_has_not_read_for_a_second_is_lost() {
+        let (_network, mut lanes, _) = shipped();
+        assert!(!pinged(&mut lanes, 10, |ping| ping, 0, 0), "not yet");
+        assert!(pinged(&mut lanes, 12, |ping| ping, 0, 0));
+        // A new life begins anew.
+        lanes.data_lane_up(Incarnation(9));
+        assert!(!pinged(&mut lanes, 100, |ping| ping, 0, 0), "nothing is on its way");
+    }
+
+    #[test]
+    fn a_record_is_not_lost_that_was_read_or_may_be_under_way_or_waits_for_room() {
+        let (_network, mut lanes, tail) = shipped();
+        // The pings that went out behind it are not answered: a slow link, or a peer that stands still.
+        assert!(!pinged(&mut lanes, 100, |_| 0, 0, 0));
+        assert!(!pinged(&mut lanes, 100, |ping| ping.min(3), 0, 0), "two answers may be one look");
+        assert!(!pinged(&mut lanes, 100, |ping| ping, RowFlags::FULL, 0), "it takes nothing now");
+        assert!(!pinged(&mut lanes, 100, |ping| ping, 0, tail), "it was read");
+    }
 }

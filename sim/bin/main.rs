@@ -30,10 +30,6 @@ struct Arguments {
     /// Threads.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Fresh seeds that fail in liveness alone are told and fail nothing: for as long as the track record
-    /// lists such faults as open.
-    #[arg(long)]
-    open_liveness: bool,
     /// Run the seeds of this file too, one a line, with their stories behind `#`.
     #[arg(long)]
     regressions: Option<std::path::PathBuf>,
@@ -114,14 +110,7 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
     let plan = Plan { kept: seeds, fresh, deadline, disasters: arguments.disasters };
     let sum = many(&plan, arguments.jobs.max(1));
     let covered = !arguments.covered || is_covered(&sum);
-    let is_open = |(seed, what): &&(u64, String)| {
-        arguments.open_liveness && what.starts_with("liveness:") && !plan.kept.contains(seed)
-    };
-    let open = sum.failures.iter().filter(is_open).count();
-    if open > 0 {
-        println!("{open} of the failures are of liveness only: open, see docs/track-record.md");
-    }
-    Ok(open == sum.failures.len() && covered)
+    Ok(sum.failures.is_empty() && covered)
 }
 
 /// What to run.

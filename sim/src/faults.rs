@@ -487,12 +487,13 @@ impl World {
     pub(crate) fn replace_failed_log(&mut self, node: usize) {
         // It asks for it, also before its cluster is founded.
         let asks = |process: &Process| process.node.status().trouble.contains("the log failed");
+        let forgets = self.places[node].forgets;
         let failed = match self.places[node].subject() {
-            // Of those that are no members nobody expects a vote.
-            Some(subject) if self.shape.members.is_none() => !subject.core.votes(),
+            // Of those that are no members nobody expects a vote, nor of a disk that broke its word.
+            Some(subject) if self.shape.members.is_none() && !forgets => !subject.core.votes(),
             _ => self.places[node].process.as_ref().is_some_and(asks),
         };
-        if failed && !self.places[node].forgets {
+        if failed {
             if self.places[node].medium.control().failed().sync {
                 self.coverage.observe(Row::F45);
             }

@@ -187,9 +187,10 @@ fn draw_core(world: &mut World, random: &mut Random) -> Vec<usize> {
     let founded = |node: &usize| {
         world.places[*node].subject().is_some() || world.places[*node].told.0.round > 0
     };
-    // Founding needs everyone, so everyone is the core of a cluster that is not founded yet. Where
-    // members change it is, whoever of them was not started yet.
-    if !changes && !whole.iter().all(founded) {
+    // Founding needs everyone, so everyone is the core of a cluster that is not founded yet. One of
+    // them that was there tells the others. Where members change it is founded, whoever of them was not
+    // started yet.
+    if !changes && !whole.iter().any(founded) {
         let present = (0..founders).filter(|node| !world.places[*node].refused);
         let late = whole.iter().copied().filter(|node| *node >= founders);
         whole = present.chain(late).collect();

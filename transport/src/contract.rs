@@ -13,7 +13,8 @@
 //! * **C4 Fence.** When [`Transport::revoke`] returns, no byte of that region changes any more
 //!   through that peer's grant, and everything that the peer was or will be told succeeded is
 //!   visible.
-//! * **C5** Nothing of an older incarnation ever validates.
+//! * **C5** Nothing of an older incarnation ever validates. It may still land late, over bytes of the
+//!   present one: whoever writes what is read once watches whether it is read.
 
 use bytes::Bytes;
 use quorate_consensus::{Incarnation, NodeId};

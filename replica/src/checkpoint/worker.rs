@@ -173,7 +173,10 @@ impl Worker {
             self.receiving = Some(self.store.receive(id)?);
         }
         let Some(receiver) = &mut self.receiving else { return Ok(None) };
-        if let Err(error) = receiver.take(blocks) {
+        // A process that died between the last block and the certificate left all blocks: nothing has
+        // to come any more, and no source has what would.
+        let complete = receiver.is_whole();
+        if !complete && let Err(error) = receiver.take(blocks) {
             if receiver.is_poisoned()
                 && let Some(receiver) = self.receiving.take()
             {
@@ -400,5 +403,32 @@ mod tests {
         assert_eq!(take(90, 34_000), [70, 80, 90]);
         assert_eq!(take(100, 34_000), [70, 80, 90, 100]);
         assert_eq!(take(110, 34_000), [70, 80, 100, 110]);
+    }
+
+    // Rule K6.
+    #[test]
+    fn a_checkpoint_that_was_whole_when_its_receiver_died_is_installed_at_the_next_blocks() {
+        let memory = || Arc::new(MappedMedium::memory());
+        let store =
+            |medium: &Arc<MappedMedium>| CheckpointStore::open(Arc::clone(medium) as _, 2).unwrap();
+        let mut source = store(&memory());
+        let mut writer = source.create(id(12)).unwrap();
+        writer.write(&[7; 1000]).unwrap();
+        let checkpoint = source.install(writer.finish().unwrap(), Slot(1)).unwrap();
+        let blocks = source.blocks(&checkpoint, 0, usize::MAX).unwrap();
+        let here = memory();
+        store(&here).receive(id(12)).unwrap().take(&blocks).unwrap();
+        // It dies before the certificate.
+        let (steps, _) = CheckpointSteps::new(store(&here), Arc::new(Nobody));
+        let begun = steps.summary().partial;
+        assert_eq!(begun, Some((id(12), checkpoint.blocks)), "nothing is missing");
+        // A source has no block behind the last, and begins at the first.
+        let commit_slot = Slot(5);
+        let now = Nanos::from_millis(1);
+        steps.submit(Job::Write { id: id(12), blocks: blocks.into(), commit_slot, now });
+        steps.step();
+        let Some(Done::Written { result, .. }) = steps.poll() else { panic!("nothing was done") };
+        assert_eq!(result.unwrap().map(|installed| installed.id), Some(id(12)));
+        assert_eq!(steps.summary().installed.len(), 1);
     }
 }

@@ -10,7 +10,8 @@ use bytes::BufMut;
 use quorate_consensus::batch::BATCH_HEADER_BYTES;
 use quorate_consensus::buggify::Point;
 use quorate_consensus::{
-    Message, Mutant, NodeId, Notice, Persist, PersistNumber, Shipment, Slot, Value, ValueKind,
+    Message, Mutant, NodeId, Notice, Persist, PersistNumber, RowFlags, Shipment, Slot, Value,
+    ValueKind,
 };
 use quorate_pmem_log::{LogError, Record};
 use quorate_transport::PostError;
@@ -306,9 +307,12 @@ impl Node {
                 continue;
             }
             let consumed = lanes.ring_reader.consumed();
-            let row = core.row(peer);
+            let mut row = core.row(peer);
+            if self.log_full {
+                row.flags.0 |= RowFlags::FULL;
+            }
             if lanes.row_writer.publish(self.transport.as_mut(), peer, &row, consumed).is_ok() {
-                lanes.credit_told = consumed;
+                lanes.row_posted(&row, consumed);
                 core.row_published(peer);
             }
         }

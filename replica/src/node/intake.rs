@@ -304,8 +304,12 @@ impl Node {
                 lanes.row_hint = false;
                 if let Some((row, consumed)) = lanes.row_reader.poll(self.transport.as_ref()) {
                     busy = true;
-                    lanes.ring_writer.set_consumed(consumed);
+                    let lost = lanes.take_credit(now, &row, consumed);
                     core.on_row(now, peer, row);
+                    if lost {
+                        tracing::warn!(%peer, "records never arrived: the data lane starts over");
+                        self.transport.reset(peer, "records that were posted never arrived");
+                    }
                 }
             }
         }

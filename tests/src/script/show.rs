@@ -187,6 +187,7 @@ pub fn row_news(before: &Row, row: &Row) -> Option<String> {
         (RowFlags::UNWILLING, "unwilling"),
         (RowFlags::QUIET, "quiet"),
         (RowFlags::WANTS_SIGN, "wants-sign"),
+        (RowFlags::FULL, "full"),
     ];
     for (bit, name) in names {
         if row.flags.has(bit) != before.flags.has(bit) {

@@ -31,6 +31,10 @@
 //! bytes of an earlier life another incarnation, and neither header checksum nor trailer match;
 //! each payload has the checksum that its proposer computed. A record that lands piecewise, in any
 //! order, is "not there yet" until all of it agrees (contract C2).
+//!
+//! A record that a late write of an earlier life destroyed is "not there yet" for ever: the reader
+//! cannot tell. The writer can, by the credit that does not come back though the reader answers what
+//! was written behind the record; it starts the lane over.
 
 mod reader;
 mod writer;
