@@ -50,6 +50,16 @@ pub enum Notification {
     },
     /// That replica did not take over; this one goes on leading.
     TransferFailed(NodeId),
+    /// A checkpoint of the state at this slot was taken here and is durable.
+    CheckpointTaken(Slot),
+    /// A checkpoint could not be taken; the ones before are as they were, and it is tried again. The
+    /// status says why.
+    CheckpointFailed,
+    /// A checkpoint of a peer, of the state at this slot, was received whole and is durable.
+    CheckpointReceived(Slot),
+    /// The state machine was restored from a checkpoint and stands at this slot: whatever it had told
+    /// its application of before may be outdated.
+    Restored(Slot),
 }
 
 /// Why a request has no reply. The variant says what the client may believe: this and a reply are

@@ -7,8 +7,8 @@ use bytes::BytesMut;
 use quorate_consensus::{Incarnation, NodeId, RoleName, Slot};
 use quorate_pmem_log::{Log, LogOptions, MediumKind};
 use quorate_replica::{
-    CheckpointView, Consistency, Context, Failure, Handle, Node, NodeOptions, Reason, Runner,
-    StateMachine,
+    CheckpointView, Consistency, Context, Failure, Handle, Node, NodeOptions, Notification, Reason,
+    Runner, StateMachine,
 };
 use quorate_transport::Transport;
 use quorate_transport::memory::MemoryNetwork;
@@ -100,6 +100,10 @@ impl Cluster {
     }
 
     fn start_with(&self, node: u16, machine: Box<dyn StateMachine>) -> Runner {
+        Runner::start(self.node(node, machine), Duration::ZERO).unwrap()
+    }
+
+    fn node(&self, node: u16, machine: Box<dyn StateMachine>) -> Node {
         let peers: Vec<NodeId> = members().into_iter().filter(|peer| peer.0 != node).collect();
         let transport = self.network.endpoint(NodeId(node), &peers);
         let waker = transport.waker();
@@ -120,8 +124,7 @@ impl Cluster {
         options.log_tail_bytes = 0;
         options.checkpoint_bytes_per_second = 0;
         (self.adjust)(&mut options);
-        let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
-        Runner::start(node, Duration::ZERO).unwrap()
+        Node::new(options, Box::new(transport), log, recovered, machine).unwrap()
     }
 }
 
@@ -209,9 +212,29 @@ fn a_dead_replica_keeps_no_log_and_comes_back_by_a_checkpoint_in_process() {
     });
     let disk = replicas[0].handle().status().checkpoints.log_disk_bytes;
     assert!(disk <= 8 * (64 << 10), "{disk} bytes of log are left");
-    replicas[2] = cluster.start(3);
-    let handle = replicas[2].handle();
-    until("a checkpoint arrives", || handle.status().checkpoints.received > 0);
+    let mut told = replicas[0].handle().subscribe();
+    write(&replicas[0].handle(), written, written + 1);
+    written += 1;
+    let taken = replicas[0].handle().checkpoint().wait().unwrap();
+    let mut said = Vec::new();
+    until("its subscriber is told", || {
+        said.extend(std::iter::from_fn(|| told.try_recv().ok()));
+        said.contains(&Notification::CheckpointTaken(taken.slot))
+    });
+    let third = cluster.node(3, Box::new(Appender::default()));
+    let handle = third.handle();
+    let mut told = handle.subscribe();
+    replicas[2] = Runner::start(third, Duration::ZERO).unwrap();
+    let mut said = Vec::new();
+    until("a checkpoint arrives, is restored from, and its subscriber is told", || {
+        said.extend(std::iter::from_fn(|| told.try_recv().ok()));
+        let received = said.iter().find_map(|news| match news {
+            Notification::CheckpointReceived(slot) => Some(*slot),
+            _ => None,
+        });
+        received.is_some_and(|slot| said.contains(&Notification::Restored(slot)))
+    });
+    until("the status tells", || handle.status().checkpoints.received > 0);
     assert_eq!(read(&handle), expected(written));
     until("it votes", || handle.status().votes);
     // It goes on like any other: with one of the others gone it is needed for each commit.

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::checkpoint::{CheckpointSteps, Done, Head, Job, Restored, Source};
-use crate::front::{CheckpointSender, Failure, Reason};
+use crate::front::{CheckpointSender, Failure, Notification, Reason};
 use crate::machine::{Absent, StateMachine};
 use crate::options::nanos;
 use crate::status::{CheckpointStatus, CheckpointTaken, Receiving};
@@ -229,6 +229,7 @@ impl Node {
                 tracing::info!(%slot, bytes, "a checkpoint was taken");
                 self.checkpoints.taken += 1;
                 self.on_installed(checkpoint);
+                self.notify(Notification::CheckpointTaken(slot));
                 Ok(CheckpointTaken { slot, bytes })
             }
             Err(error) => {
@@ -236,6 +237,7 @@ impl Node {
                 self.checkpoints.failed += 1;
                 self.checkpoints.error = error.to_string();
                 self.checkpoints.not_before = self.clock.now + RETRY_AFTER;
+                self.notify(Notification::CheckpointFailed);
                 Err(Failure::Rejected(Reason::CheckpointFailed(error.to_string())))
             }
         };
@@ -322,6 +324,7 @@ impl Node {
         }
         self.relay.on_restored(&self.sessions);
         self.trim_log();
+        self.notify(Notification::Restored(slot));
     }
 
     /// A checkpoint's view of this replica, for the status.

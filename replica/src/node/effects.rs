@@ -399,9 +399,14 @@ impl Node {
                     continue;
                 }
             };
-            // Nobody may be listening.
-            let _ = self.shared.notifications.send(news);
+            self.notify(news);
         }
+    }
+
+    /// Tells whoever subscribed.
+    pub(super) fn notify(&self, news: Notification) {
+        // Nobody may be listening.
+        let _ = self.shared.notifications.send(news);
     }
 
     fn end_transfer(&mut self, outcome: Result<NodeId, &str>) {

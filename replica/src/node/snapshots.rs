@@ -3,6 +3,7 @@
 
 use super::Node;
 use crate::checkpoint::Job;
+use crate::front::Notification;
 use crate::options::nanos;
 use bytes::Bytes;
 use quorate_consensus::{Message, Nanos, NodeId, Slot};
@@ -175,6 +176,7 @@ impl Node {
                 self.checkpoints.transfer = None;
                 self.count_received();
                 self.on_installed(checkpoint);
+                self.notify(Notification::CheckpointReceived(slot));
                 let applied = self.core.as_ref().map(|core| core.applied_slot());
                 // Logs may have helped meanwhile: then there is nothing to restore.
                 if applied.is_some_and(|applied| applied < slot) && !self.checkpoints.restoring {
