@@ -116,7 +116,8 @@ fn measure(
     result.map(|()| gaps)
 }
 
-/// The leader, once all replicas are there, agree on it, and were served for a moment.
+/// The leader, once all replicas are there, connected with each other, agree on it, and were served for a
+/// moment. A kill before the lanes of the two others are up would be a second fault.
 fn settled(manifest: &Manifest, seen: &Seen) -> Result<u16> {
     let addresses: Vec<_> =
         (1..=manifest.replicas).map(|node| manifest.client_address(node)).collect();
@@ -127,7 +128,8 @@ fn settled(manifest: &Manifest, seen: &Seen) -> Result<u16> {
         let leader = reports.iter().find(|report| report.role == "leader").map(|found| found.node);
         let newest = reports.iter().map(|report| report.commit_slot).max().unwrap_or(0);
         let agree = |report: &crate::report::Report| {
-            report.leader == leader && report.commit_slot + 64 >= newest
+            let connected = report.peers.iter().all(|peer| peer.control_up && peer.data_up);
+            report.leader == leader && connected && report.commit_slot + 64 >= newest
         };
         if let Some(leader) = leader.filter(|_| reports.len() == 3 && reports.iter().all(agree)) {
             std::thread::park_timeout(PAUSE);
