@@ -34,13 +34,14 @@ impl Paxos {
             accept.values.clear();
             return Ok(());
         }
-        if ballot < promised && !self.settings.is(Mutant::AcceptBelowPromise) {
-            // A deposed leader: its records are ignored by ballot, and it is told once a record.
-            self.send(from, Message::Nack { ballot, promised });
+        if self.poisoned {
+            // Nor is a deposed leader told: whoever does not vote deposes nobody.
             accept.values.clear();
             return Ok(());
         }
-        if self.poisoned {
+        if ballot < promised && !self.settings.is(Mutant::AcceptBelowPromise) {
+            // A deposed leader: its records are ignored by ballot, and it is told once a record.
+            self.send(from, Message::Nack { ballot, promised });
             accept.values.clear();
             return Ok(());
         }
@@ -121,6 +122,12 @@ impl Paxos {
             return;
         }
         self.follow(ballot);
+        let told_all = row.accepted_ballot == ballot && row.accepted_slot <= self.commit_slot;
+        if told_all && ballot > self.acceptor.promised() && !self.poisoned {
+            // Others told it all that this leader has proposed, so no record comes that would make it
+            // promise, and its answers to pings would not count. Who leads has won phase 1.
+            self.acceptor.promise(ballot);
+        }
         if row.ping > self.peers[index].ping_seen && ballot == self.acceptor.promised() {
             self.peers[index].ping_seen = row.ping;
             self.peers[index].lease_granted = self.grant_lease(ballot, row.lease_asked);
