@@ -84,6 +84,8 @@ pub use configuration::{
     PROTOCOL_NEWEST, QuorumSizes,
 };
 pub use message::{Accept, Message, Row, RowFlags, Run};
+#[cfg(feature = "mutants")]
+pub use mutant::unplant;
 pub use mutant::{Mistake, Mutant, plant};
 pub use paxos::{
     Change, Gap, Lag, LogRead, Notice, Paxos, ReadReady, Refusal, Repair, Restored, Shipment,

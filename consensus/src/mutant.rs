@@ -111,8 +111,6 @@ pub enum Mutant {
     LeadAfterRemoval,
     /// Whom it was told of matters to a replica only while no configuration names it.
     ForgetContacts,
-    /// A leader keeps its lease when it asks its successor to stand.
-    LeaseKeptAtTransfer,
     /// A replica stands for election whoever asked it to, and for whichever leadership.
     StandOutOfTurn,
     /// A ballot is promised to a candidate, and not remembered.
@@ -294,6 +292,12 @@ pub fn plant(name: &str) -> bool {
         PLANTED.store(place, core::sync::atomic::Ordering::Relaxed);
     }
     place.is_some()
+}
+
+/// Nothing in this process has a mistake any more.
+#[cfg(feature = "mutants")]
+pub fn unplant() {
+    PLANTED.store(Mutant::ALL.len(), core::sync::atomic::Ordering::Relaxed);
 }
 
 /// Whether everything in this process has the mistake: for what knows no [`Settings`].

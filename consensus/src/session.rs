@@ -208,6 +208,12 @@ impl SessionTable {
         let Some(session) = self.get_mut(group.session) else {
             return Admission::NoSession;
         };
+        requires!(
+            checked,
+            S8,
+            session.expires_ms().is_none_or(|at| at > now_ms),
+            "a session whose time is over is closed before a group meets it"
+        );
         session.last_used = slot;
         session.last_used_ms = now_ms;
         session.forget_below(group.acknowledged_below);

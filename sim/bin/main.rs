@@ -2,13 +2,14 @@
 
 use clap::Parser;
 use quorate_sim::{
-    Coverage, Mutant, Outcome, Point, Row, Standing, run, run_disaster, run_mutant, shrink,
+    Coverage, Mutant, Outcome, Point, Row, Standing, plant, run, run_disaster, run_mutant,
+    run_without, shrink, unplant, unseen,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whole clusters of the real code on simulated time, network and disks.
@@ -150,39 +151,68 @@ fn is_covered(sum: &Sum) -> bool {
 }
 
 fn mutants(from: u64, jobs: usize, only: &str) -> bool {
-    let next = AtomicU64::new(0);
-    let all_found = std::sync::atomic::AtomicBool::new(true);
+    let mut all_found = true;
     println!("{:<26} {:>6}  by", "mistake", "seeds");
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let Some(&mutant) =
-                    Mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed) as usize)
-                {
-                    if !format!("{mutant:?}").contains(only) {
-                        continue;
-                    }
-                    let found = (from..from + MUTANT_SEEDS_MAX).find_map(|seed| {
-                        let what = run_mutant(seed, mutant).violation?;
-                        // What fails without the mistake shows nothing about it.
-                        run(seed, false).violation.is_none().then_some((seed, what))
-                    });
-                    let name = format!("{mutant:?}");
-                    match found {
-                        Some((seed, what)) => {
-                            let what = what.lines().next().unwrap_or_default();
-                            println!("{name:<26} {:>6}  {what}", seed - from + 1);
-                        }
-                        None => {
-                            all_found.store(false, Ordering::Relaxed);
-                            println!("{name:<26} {MUTANT_SEEDS_MAX:>6}  NOT FOUND");
-                        }
-                    }
-                }
-            });
+    for mutant in Mutant::ALL.iter().copied() {
+        let name = format!("{mutant:?}");
+        if !name.contains(only) {
+            continue;
         }
-    });
-    all_found.into_inner()
+        if let Some(why) = unseen(mutant) {
+            println!("{name:<26} {:>6}  by another test: {why}", "-");
+            continue;
+        }
+        match find(mutant, from, jobs) {
+            Some((seed, what)) => {
+                let what = what.lines().next().unwrap_or_default();
+                println!("{name:<26} {:>6}  {what}", seed - from + 1);
+            }
+            None => {
+                all_found = false;
+                println!("{name:<26} {MUTANT_SEEDS_MAX:>6}  NOT FOUND");
+            }
+        }
+    }
+    all_found
+}
+
+/// The first seed that fails with the mistake and passes without it, and how it fails.
+fn find(mutant: Mutant, from: u64, jobs: usize) -> Option<(u64, String)> {
+    let end = from + MUTANT_SEEDS_MAX;
+    let mut begin = from;
+    while begin < end {
+        // The whole process has the mistake, so that all threads look for the same one.
+        let planted = plant(&format!("{mutant:?}"));
+        assert!(planted, "{mutant:?} is no mistake");
+        let (next, last) = (AtomicU64::new(begin), AtomicU64::new(end));
+        let found = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            for _ in 0..jobs {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= last.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        if let Some(what) = run_mutant(seed, mutant).violation {
+                            last.fetch_min(seed, Ordering::Relaxed);
+                            let found = found.lock();
+                            found.unwrap_or_else(PoisonError::into_inner).insert(seed, what);
+                        }
+                    }
+                });
+            }
+        });
+        unplant();
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (seed, what) = found.into_iter().next()?;
+        // What fails without the mistake shows nothing about it.
+        if run_without(seed, mutant).violation.is_none() {
+            return Some((seed, what));
+        }
+        begin = seed + 1;
+    }
+    None
 }
 
 fn clock_seed() -> u64 {
@@ -323,7 +353,7 @@ fn many(plan: &Plan, jobs: usize) -> Sum {
                         return;
                     }
                     let outcome = run_one(seed, *disasters, false);
-                    let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                     sum.add(outcome);
                     let seconds = begin.elapsed().as_secs();
                     if seconds / 10 > told.swap(seconds / 10, Ordering::Relaxed) {
@@ -333,7 +363,7 @@ fn many(plan: &Plan, jobs: usize) -> Sum {
             });
         }
     });
-    let sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     report(&sum, begin.elapsed(), cpu_seconds() - cpu);
     for (seed, what) in sum.failures.iter().take(SHOWN) {
         explain(*seed, *disasters, what, &run_one(*seed, *disasters, true).trace);

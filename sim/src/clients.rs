@@ -27,6 +27,8 @@ pub(crate) struct Client {
     /// Its name in the history; another one after each unknown outcome.
     name: u32,
     asked: Option<Asked>,
+    /// A linearizable read of it was answered.
+    pub(crate) has_read: bool,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,7 @@ impl Clients {
     /// Another client of `node`; returns its place.
     pub(crate) fn add(&mut self, node: usize) -> usize {
         self.names += 1;
-        self.all.push(Client { node, name: self.names, asked: None });
+        self.all.push(Client { node, name: self.names, asked: None, has_read: false });
         self.all.len() - 1
     }
 
@@ -232,6 +234,12 @@ impl Clients {
         let act = Act::Set(format!("fresh {number}").into_bytes());
         self.write(client, handle, vec![Command { number, key: FRESH_KEY, act }]);
         number
+    }
+
+    /// The client reads, and not what may be old.
+    pub(crate) fn read(&mut self, client: usize, handle: &Handle, clock: Clock) {
+        let pending = handle.query_at(clock, &[FRESH_KEY], Consistency::Linearizable);
+        self.note(client, pending, What::Read { key: FRESH_KEY, stale: false });
     }
 
     /// A key that the checker can still decide: after some unknown outcomes another takes its place,
@@ -357,6 +365,7 @@ impl Clients {
                 self.on_written(name, call, commands, &replies, ledger);
             }
             (Ok(answer), What::Read { key, stale }) => {
+                self.all[index].has_read |= !stale;
                 self.on_read(name, call, key, stale, &answer, ledger);
             }
         }

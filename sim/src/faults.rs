@@ -1,5 +1,6 @@
 //! What each fault does to the world when it begins, and when it ends.
 
+use crate::atlas::node_at;
 use crate::coverage::Row;
 use crate::medium::{Damage, Survival};
 use crate::plan::{Fault, Item, Partition, Who};
@@ -7,8 +8,11 @@ use crate::process::Process;
 use crate::random::Random;
 use crate::shape::MS;
 use crate::world::{Happening, World};
-use quorate_consensus::Slot;
+use quorate_consensus::{Configuration, NodeId, Slot};
 use quorate_pmem_log::MediumKind;
+
+/// How slow the disks are while a leader has lost its new voters.
+const BRIDGE_STALL_NANOS: u64 = 30 * MS;
 
 impl World {
     fn resolve(&self, who: Who) -> Option<usize> {
@@ -297,17 +301,39 @@ impl World {
     }
 
     /// A change of members is in the log of the leader, and nowhere else yet.
-    pub(crate) fn waylay(&mut self, node: usize) {
+    pub(crate) fn waylay(&mut self, node: usize, change: &Configuration) {
         let Some(index) = self.operator.waylay.take() else { return };
         let Fault::Waylay { dies } = self.plan[index].fault else { return };
         self.say(|| format!("fault {index}: replica {} is waylaid", node + 1));
         self.hit[index] = Some(node);
-        if dies {
+        if self.shape.focus.bridges {
+            self.bridge(node, change);
+        } else if dies {
             self.note_crash(node, Survival::Subset);
             self.crash(node, Survival::Subset);
         } else {
             self.coverage.inject(Row::F02);
             self.cut_off(node);
+        }
+    }
+
+    /// The leader at `node` and those that it makes voters lose each other, and all others are slow.
+    fn bridge(&mut self, node: usize, change: &Configuration) {
+        let voted = |at: NodeId| {
+            let standing = self.checks.members.newest().map(|(_, standing)| standing);
+            standing.is_some_and(|standing| standing.electors().any(|member| member.node == at))
+        };
+        let new: Vec<NodeId> =
+            change.electors().map(|member| member.node).filter(|at| !voted(*at)).collect();
+        for other in 0..self.shape.nodes {
+            if new.contains(&node_at(other)) {
+                self.with_net(|net| {
+                    net.block(node, other, 20 * MS, Row::F22);
+                    net.block(other, node, 20 * MS, Row::F22);
+                });
+            } else {
+                self.places[other].stall = BRIDGE_STALL_NANOS;
+            }
         }
     }
 
@@ -390,6 +416,9 @@ impl World {
             Fault::Waylay { dies } => {
                 if self.operator.waylay == Some(index) {
                     self.operator.waylay = None;
+                }
+                if self.shape.focus.bridges {
+                    self.places.iter_mut().for_each(|place| place.stall = 0);
                 }
                 match hit {
                     Some(node) if dies => self.restart(node),

@@ -27,6 +27,7 @@ mod clients;
 mod coverage;
 mod disaster;
 mod faults;
+mod focus;
 mod machine;
 mod medium;
 mod members;
@@ -45,7 +46,9 @@ mod transport;
 mod world;
 
 pub use coverage::{Coverage, Row, Standing};
+pub use focus::unseen;
 pub use quorate_consensus::Mutant;
 pub use quorate_consensus::buggify::Point;
-pub use run::{Outcome, run, run_disaster, run_mutant};
+pub use quorate_consensus::{plant, unplant};
+pub use run::{Outcome, run, run_disaster, run_mutant, run_without};
 pub use shrink::shrink;

@@ -50,6 +50,8 @@ struct Open {
 #[derive(Debug)]
 pub(crate) struct Operator {
     random: Random,
+    /// Decides when it asks for what must be refused.
+    daring: Random,
     asked: Option<Asked>,
     open: Vec<Open>,
     /// Replicas with an empty disk, and a number that is a voter's.
@@ -65,9 +67,10 @@ pub(crate) struct Operator {
 impl Operator {
     /// With chances of its own.
     #[must_use]
-    pub(crate) fn new(random: Random) -> Self {
+    pub(crate) fn new(random: Random, daring: Random) -> Self {
         Self {
             random,
+            daring,
             asked: None,
             open: Vec::new(),
             strangers: Vec::new(),
@@ -96,6 +99,9 @@ impl Operator {
 
 /// Whoever lacks more is slow.
 const BEHIND_SLOTS: u64 = 8;
+
+/// Changes of quorum sizes that ask for quorums that need not meet, of a million.
+const APART_PPM: u64 = 200_000;
 
 /// What may be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -265,6 +271,9 @@ impl World {
             .filter(|node| self.places[place_of(*node)].process.is_none())
             .collect();
         let leader = self.leader().map(node_at);
+        if self.shape.focus.bridges && self.operator.random.chance(700_000) {
+            step = if learners.len() > 1 { Step::AnySet } else { Step::Add };
+        }
         let prefers_dead = self.operator.random.chance(700_000);
         if !dead.is_empty() && self.operator.random.chance(400_000) {
             step = if learners.is_empty() { Step::Remove } else { Step::Replace };
@@ -328,7 +337,12 @@ impl World {
             Step::Sizes => {
                 let electors = voters.len() as u64;
                 let two = random.between(1, electors);
-                let one = electors + 1 - two + random.below(two);
+                let mut one = electors + 1 - two + random.below(two);
+                let apart = electors - two;
+                if apart > 0 && self.operator.daring.chance(APART_PPM) {
+                    // They need not meet: this must be refused.
+                    one = self.operator.daring.between(1, apart);
+                }
                 change.quorums = Some(QuorumSizes { phase_one: one as u16, phase_two: two as u16 });
             }
             _ => return None,
@@ -458,6 +472,13 @@ impl World {
             (Ok(_), None) => self.operator.transfers += 1,
             (Ok(slot), Some(target)) => {
                 let slot = slot[..].try_into().map_or(0, u64::from_le_bytes);
+                let electors = target.configuration.electors().count();
+                let meet = target.configuration.quorums.is_none_or(|sizes| {
+                    usize::from(sizes.phase_one) + usize::from(sizes.phase_two) > electors
+                });
+                if !meet {
+                    self.fail("C4: a change to quorums that need not meet was taken".into());
+                }
                 self.on_proposed(node, Slot(slot), &target);
             }
             (Err(Failure::Rejected(Reason::Members(refusal))), Some(target)) => {
@@ -496,7 +517,7 @@ impl World {
             self.places[leader].subject().is_some_and(|subject| subject.core.role_is_leader());
         // What begins in the liveness phase would never end.
         if leads && self.checks.committed < slot.0 && self.core.is_empty() {
-            self.waylay(leader);
+            self.waylay(leader, &target.configuration);
         }
     }
 

@@ -101,6 +101,9 @@ pub(crate) enum Partition {
 /// How many kinds [`draw`] knows.
 pub(crate) const KINDS: usize = 34;
 
+/// The kind that goes for one leader after the other.
+pub(crate) const STORM: usize = 22;
+
 /// Draws the faults of a run in which the disks of a quorum, or of more, break their word.
 #[must_use]
 pub(crate) fn draw_disaster(seed: u64, shape: &Shape) -> Vec<Item> {
@@ -140,7 +143,8 @@ pub(crate) fn draw(seed: u64, shape: &Shape) -> Vec<Item> {
 /// proposed, and a member that is away for long, so that it is replaced, while another one is slow.
 fn draw_members(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) {
     let durable = shape.profile.kind != MediumKind::Memory;
-    for _ in 0..random.below(4) {
+    let waylaid = if shape.focus.bridges { 12 } else { random.below(4) };
+    for _ in 0..waylaid {
         let at = random.between(200 * MS, shape.safety_nanos);
         let until = at + random.between(2, 12) * shape.election_max;
         items.push(Item {
@@ -149,12 +153,32 @@ fn draw_members(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) {
             fault: Fault::Waylay { dies: durable && random.chance(400_000) },
         });
     }
+    if shape.focus.damaged_checkpoints && durable {
+        for _ in 0..random.between(4, 8) {
+            let at = random.between(400 * MS, shape.safety_nanos);
+            let node = random.below(shape.nodes as u64) as usize;
+            let fault = Fault::Damage { node, kind: Damage::Checkpoint };
+            items.push(Item { at, until: at + 20 * MS, fault });
+        }
+    }
     if durable && shape.checkpoint_slots > 0 && !shape.victims.is_empty() && random.chance(300_000)
     {
         let at = random.between(600 * MS, shape.safety_nanos);
         let node = random.below(shape.nodes as u64) as usize;
         let fault = Fault::Damage { node, kind: Damage::Checkpoint };
         items.push(Item { at, until: at + 20 * MS, fault });
+    }
+    if shape.focus.absences {
+        for _ in 0..random.between(2, 5) {
+            let at = random.between(200 * MS, shape.safety_nanos);
+            let until = at + random.between(10, 40) * shape.election_max;
+            let node = random.below(shape.nodes as u64) as usize;
+            let away = match durable && random.chance(500_000) {
+                true => Fault::Crash { node: Who::Node(node), survival: Survival::Everything },
+                false => Fault::Wipe { node },
+            };
+            items.push(Item { at, until, fault: away });
+        }
     }
     if random.chance(400_000) && shape.nodes > 2 {
         let at = random.between(200 * MS, shape.safety_nanos);
@@ -287,7 +311,7 @@ fn draw_kind(
             let milliseconds = random.pick(&[-3_600_000, -1_000, 1_000, 3_600_000]);
             add(Fault::Clock { node, milliseconds });
         }
-        22 if nodes > 1 => draw_storm(random, shape, at, items),
+        STORM if nodes > 1 => draw_storm(random, shape, at, items),
         23 | 24 if nodes > 2 => draw_ambush(random, shape, at, items),
         25 if nodes > 1 => {
             let kind = random.between(1, u64::from(MESSAGE_KINDS)) as u8;
@@ -362,6 +386,12 @@ fn draw_lease_storms(random: &mut Random, shape: &Shape, items: &mut Vec<Item>) 
         let until = at + shape.election_max * 3;
         let cut = Partition::Isolate { node: Who::Leader, sends: true, receives: true };
         items.push(Item { at, until, fault: Fault::Partition { row: Row::F02, shape: cut } });
+        if shape.focus.stale_leaders {
+            let until = until - shape.election_max / 4;
+            items.push(Item { at, until, fault: Fault::Pause { node: Who::Leader, stale: true } });
+            at = until + random.between(shape.election_max, shape.election_max * 3);
+            continue;
+        }
         let survival = Survival::Everything;
         let mut bounce = |node, at| {
             let fault = Fault::Crash { node: Who::Follower(node), survival };

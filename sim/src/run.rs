@@ -10,14 +10,17 @@ use crate::shape::{MS, Shape};
 use crate::transport::lock;
 use crate::world::World;
 use quorate_check::{History, Kv, Limits, Verdict, check};
-use quorate_consensus::Ballot;
 use quorate_consensus::buggify::Point;
+use quorate_consensus::{Ballot, Mutant};
 use quorate_pmem_log::MediumKind;
 
 /// The longest call of a stalled storage.
 const STALL_NANOS: u64 = 1_000 * MS;
 /// How long the healed core may take, besides what its time-outs allow.
 const LIVENESS_NANOS: u64 = 10_000 * MS;
+
+/// Liveness phases that begin with reads, before anything is written, of a million.
+const READ_FIRST_PPM: u64 = 300_000;
 
 /// What a run was.
 #[derive(Clone, Debug, Default)]
@@ -77,11 +80,20 @@ pub fn run_disaster(seed: u64, trace: bool) -> Outcome {
     run_plan(seed, shape, plan, trace)
 }
 
-/// Runs `seed` with a mistake built into all replicas.
+/// Runs `seed` with a mistake built into all replicas, in a run that is about it. What some mistakes are in
+/// knows no settings: those are to be planted ([`quorate_consensus::plant`]) before.
 #[must_use]
-pub fn run_mutant(seed: u64, mutant: quorate_consensus::Mutant) -> Outcome {
-    let mut shape = Shape::draw(seed, plan::KINDS);
+pub fn run_mutant(seed: u64, mutant: Mutant) -> Outcome {
+    let mut shape = Shape::draw_focused(seed, plan::KINDS, mutant);
     shape.mutant = Some(mutant);
+    let plan = plan::draw(seed, &shape);
+    run_plan(seed, shape, plan, false)
+}
+
+/// The same run without the mistake.
+#[must_use]
+pub fn run_without(seed: u64, mutant: Mutant) -> Outcome {
+    let shape = Shape::draw_focused(seed, plan::KINDS, mutant);
     let plan = plan::draw(seed, &shape);
     run_plan(seed, shape, plan, false)
 }
@@ -248,6 +260,12 @@ pub(crate) fn heal_place(world: &mut World, node: usize) {
 /// Lets the core run until it agrees on everything, and a little longer.
 fn wait_for_convergence(world: &mut World) {
     let bound = LIVENESS_NANOS + 60 * world.shape.election_max + 4 * world.shape.request_timeout;
+    if Random::split(world.hash, 9).chance(READ_FIRST_PPM) {
+        read_before_any_write(world, world.now + bound);
+        if world.violation.is_some() {
+            return;
+        }
+    }
     let deadline = world.now + bound;
     let fresh: Vec<usize> =
         world.core.clone().into_iter().map(|node| world.clients.add(node)).collect();
@@ -261,13 +279,7 @@ fn wait_for_convergence(world: &mut World) {
         match unconverged(world, &written) {
             None => break,
             Some(why) if world.now >= deadline => return world.fail(format!("liveness: {why}")),
-            // A log that failed is looked at by its operator, also now.
-            Some(_) => {
-                for node in world.core.clone() {
-                    world.replace_failed_log(node);
-                    world.restart(node);
-                }
-            }
+            Some(_) => look_after(world),
         }
     }
     // A call of a storage that stalled before the healing may take until now, and a leader that saw no
@@ -284,6 +296,57 @@ fn wait_for_convergence(world: &mut World) {
     if world.violation.is_none() && healthy && after != Some((ballot, leader)) {
         world.fail(format!("liveness: leader {ballot} was replaced without a reason: {after:?}"));
     }
+}
+
+/// A log that failed is looked at by its operator, also now.
+fn look_after(world: &mut World) {
+    for node in world.core.clone() {
+        world.replace_failed_log(node);
+        world.restart(node);
+    }
+}
+
+/// Reads are answered though nobody writes: a leader needs no client for that.
+fn read_before_any_write(world: &mut World, deadline: u64) {
+    let readers: Vec<usize> =
+        world.core.clone().into_iter().map(|node| world.clients.add(node)).collect();
+    loop {
+        world.run_until(world.now + 10 * MS);
+        if world.violation.is_some() {
+            return;
+        }
+        for &client in &readers {
+            let reader = &world.clients.all[client];
+            let node = reader.node;
+            if reader.has_read || world.clients.is_busy(client) {
+                continue;
+            }
+            let Some(process) = &world.places[node].process else { continue };
+            let handle = process.handle.clone();
+            let clock = world.places[node].clock(world.now, world.shape.rates[node]);
+            world.clients.read(client, &handle, clock);
+            world.wake(node);
+            world.after_clients(Vec::new());
+        }
+        let served = served(world);
+        let clients = &world.clients.all;
+        let waits = |client: &&usize| {
+            let reader = &clients[**client];
+            served.contains(&reader.node) && is_member(world, reader.node) && !reader.has_read
+        };
+        let Some(&client) = readers.iter().find(waits) else { return };
+        if world.now >= deadline {
+            let name = clients[client].node + 1;
+            return world.fail(format!("liveness: a read at replica {name} is not answered"));
+        }
+        look_after(world);
+    }
+}
+
+/// Whether the newest configuration that was chosen names the replica, if they change.
+fn is_member(world: &World, node: usize) -> bool {
+    let standing = world.checks.members.newest().map(|(_, standing)| standing);
+    standing.is_none_or(|standing| standing.names(node_at(node)))
 }
 
 /// Who leads under the highest ballot, and under which.
@@ -336,7 +399,7 @@ fn unconverged(world: &World, written: &[Option<u32>]) -> Option<String> {
             return Some(format!("replica {} leads and is no voter", leader + 1));
         }
     }
-    let is_member = |node: usize| standing.is_none_or(|standing| standing.names(node_at(node)));
+    let is_member = |node: usize| is_member(world, node);
     for (place, node) in world.core.iter().enumerate() {
         let name = node + 1;
         if !is_member(*node) {

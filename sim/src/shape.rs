@@ -1,6 +1,7 @@
 //! What a seed draws before anything happens: how large the cluster is, how its replicas are set up,
 //! how its network and disks behave, and which faults there are at all.
 
+use crate::focus::Focus;
 use crate::network::NetShape;
 use crate::random::Random;
 use quorate_consensus::Mutant;
@@ -91,6 +92,8 @@ pub(crate) struct Shape {
     pub(crate) disaster: bool,
     /// A mistake built into all replicas.
     pub(crate) mutant: Option<Mutant>,
+    /// What the run is about, if it looks for a mistake.
+    pub(crate) focus: Focus,
     /// How seldom each point misbehaves: one in so many times; 0 for never.
     pub(crate) whims: [u64; Point::ALL.len()],
 }
@@ -134,14 +137,31 @@ impl Shape {
     /// Draws the shape of `seed`.
     #[must_use]
     pub(crate) fn draw(seed: u64, kinds_known: usize) -> Self {
-        let mut shape = Self::draw_founders(seed, kinds_known);
-        shape.draw_members(&mut Random::split(seed, MEMBERS_STREAM));
-        shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM));
+        Self::draw_towards(seed, kinds_known, Focus::default())
+    }
+
+    /// Draws the shape of `seed` for the mistake that is looked for, without it.
+    #[must_use]
+    pub(crate) fn draw_focused(seed: u64, kinds_known: usize, mutant: Mutant) -> Self {
+        let focus = Focus::of(mutant);
+        let mut shape = Self::draw_towards(seed, kinds_known, focus);
+        focus.turn(&mut shape);
+        shape.focus = focus;
         shape
     }
 
-    fn draw_sessions(&mut self, random: &mut Random) {
-        if !random.chance(300_000) {
+    fn draw_towards(seed: u64, kinds_known: usize, focus: Focus) -> Self {
+        let mut shape = Self::draw_plain(seed, kinds_known);
+        shape.draw_lease(&mut Random::split(seed, 7), focus.stale_leaders);
+        shape.quiet_after = Random::split(seed, 9).pick(&[0, 0, 0, 1, 2, 8]);
+        shape.founders = shape.nodes;
+        shape.draw_members(&mut Random::split(seed, MEMBERS_STREAM), focus.members);
+        shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM), focus.sessions);
+        shape
+    }
+
+    fn draw_sessions(&mut self, random: &mut Random, always: bool) {
+        if !random.chance(300_000) && !always {
             return;
         }
         self.sessions = Some(SessionsShape {
@@ -155,7 +175,7 @@ impl Shape {
 
     fn draw_founders(seed: u64, kinds_known: usize) -> Self {
         let mut shape = Self::draw_plain(seed, kinds_known);
-        shape.draw_lease(&mut Random::split(seed, 7));
+        shape.draw_lease(&mut Random::split(seed, 7), false);
         shape.quiet_after = Random::split(seed, 9).pick(&[0, 0, 0, 1, 2, 8]);
         shape.founders = shape.nodes;
         shape
@@ -163,8 +183,8 @@ impl Shape {
 
     /// Changes of members, in a third of the runs. They take the chances of a stream of their own, so
     /// that all other seeds stay what they were.
-    fn draw_members(&mut self, random: &mut Random) {
-        if !random.chance(350_000) {
+    fn draw_members(&mut self, random: &mut Random, always: bool) {
+        if !random.chance(350_000) && !always {
             return;
         }
         let spares = random.pick(&[0, 1, 2, 2, 3]);
@@ -186,9 +206,9 @@ impl Shape {
 
     /// Leases, in half of the runs: as long as a time-out, or as short as they may be. Clocks are
     /// exactly as wrong as the replicas are told: see [`Shape::clock_drift_ppm`].
-    fn draw_lease(&mut self, random: &mut Random) {
+    fn draw_lease(&mut self, random: &mut Random, storms: bool) {
         self.lease = random.pick(&[0, 0, 3 * self.heartbeat, self.election_min, self.election_min]);
-        if !random.chance(150_000) {
+        if !random.chance(150_000) && !storms {
             return;
         }
         self.lease_storms = true;
@@ -286,6 +306,7 @@ impl Shape {
             log_tail_bytes: random.pick(&[0, 0, 64 << 10]),
             disaster: false,
             mutant: None,
+            focus: Focus::default(),
             whims: draw_whims(random),
         }
     }

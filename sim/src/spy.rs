@@ -14,6 +14,8 @@ pub(crate) struct Spy {
     pub(crate) promised: Ballot,
     /// The newest vote that a row showed.
     pub(crate) vote: (Ballot, Slot),
+    /// The promise in the last row that left, until somebody looks.
+    pub(crate) row_promised: Option<Ballot>,
     /// Rows that left.
     pub(crate) rows: u64,
     /// Answers to a catch-up that hold nothing.
@@ -23,6 +25,7 @@ pub(crate) struct Spy {
 }
 
 /// Offsets of words in the bytes of a row: see `quorate_transport::row`.
+const PROMISED: usize = 16;
 const ACCEPTED_BALLOT: usize = 24;
 const ACCEPTED_SLOT: usize = 32;
 
@@ -34,6 +37,7 @@ impl Spy {
             medium,
             promised: Ballot::ZERO,
             vote: (Ballot::ZERO, Slot::ZERO),
+            row_promised: None,
             rows: 0,
             empty_answers: 0,
             messages: 0,
@@ -53,6 +57,7 @@ impl Spy {
             word.map_or(0, u64::from_le_bytes)
         };
         self.rows += 1;
+        self.row_promised = Some(Ballot::unpack(word(PROMISED)));
         let vote = (Ballot::unpack(word(ACCEPTED_BALLOT)), Slot(word(ACCEPTED_SLOT)));
         self.vote = self.vote.max(vote);
     }

@@ -178,7 +178,7 @@ impl World {
             client_random: Random::split(seed, 5),
             session_random: Random::split(seed, 14),
             whims: Whims::new(Random::split(seed, 7).word(), shape.whims),
-            operator: Operator::new(Random::split(seed, 11)),
+            operator: Operator::new(Random::split(seed, 11), Random::split(seed, 15)),
             queue: BinaryHeap::new(),
             order: 0,
             lives: 0,
@@ -440,8 +440,14 @@ impl World {
         let (promised, commit) = (core.promised().pack(), core.commit_slot());
         let leading = if leads { core.ballot().pack() } else { 0 };
         let unnamed = self.shape.members.is_some() && core.votes() && !is_named(&subject);
+        let told = lock(&process.spy).row_promised.take();
+        let hidden = told.filter(|told| *told != core.promised() && !dead);
+        let hidden =
+            hidden.map(|told| format!("A6: a row tells promise {told} for {}", core.promised()));
         let checked =
             if dead { Ok(()) } else { self.checks.after_turn(&subject, &mut seen, &self.shape) };
+        let checked = checked.and(hidden.map_or(Ok(()), Err));
+        let checked = checked.and_then(|()| self.leases_apart(node));
         let line = (self.trace.is_some() && format!("{was:?}") != format!("{seen:?}"))
             .then(|| format!("replica {} is {:?}, {seen:?}", node + 1, core.role()));
         if let Some(process) = &mut self.places[node].process {
@@ -479,6 +485,29 @@ impl World {
             }
             self.probe(node);
         }
+    }
+
+    /// While a leader may answer reads alone, nobody else leads (rules R7, R8): from a member that granted
+    /// the lease every other leader needs a promise, and gets it when the lease is over by all clocks, or
+    /// given up.
+    fn leases_apart(&self, node: usize) -> Result<(), String> {
+        let Some(subject) = self.places[node].subject().filter(|_| self.shape.lease > 0) else {
+            return Ok(());
+        };
+        if !subject.core.role_is_leader() {
+            return Ok(());
+        }
+        let ballot = subject.core.ballot();
+        for place in self.places.iter().filter(|place| place.index != node) {
+            let Some(other) = place.subject() else { continue };
+            let clock = place.clock(self.now, self.shape.rates[place.index]);
+            let holds = other.core.lease_until().is_some_and(|until| clock.now < until);
+            if holds && other.core.ballot() < ballot {
+                let older = other.core.ballot();
+                return Err(format!("R7: {ballot} leads while {older} has a lease"));
+            }
+        }
+        Ok(())
     }
 
     /// What elections meet by themselves.

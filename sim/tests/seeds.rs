@@ -2,7 +2,7 @@
 
 use quorate_sim::{Coverage, Mutant, Row, Standing, run, run_disaster, run_mutant, shrink};
 
-/// Seeds that once failed, each with its story.
+/// Seeds that once failed, each with its story, and some that show what is rare.
 const KEPT: &str = include_str!("../regressions.txt");
 
 #[test]

@@ -222,6 +222,12 @@ impl Paxos {
             // becomes durable any more, so that a read of this log would wait for ever.
             self.reply_to_catch_up(from, first, Vec::new());
         } else if self.log_reads.len() < LOG_READS_MAX {
+            requires!(
+                checked,
+                K4,
+                first >= self.log_first,
+                "what a checkpoint passed over is not read for a peer"
+            );
             let read = LogRead { to: from, first, last, bytes_max };
             self.log_reads.push_back((self.acceptor.emitted(), read));
         }

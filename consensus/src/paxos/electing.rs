@@ -473,6 +473,21 @@ impl Paxos {
                     .all(|adoption| !matches!(adoption, Adoption::Missing { .. })),
                 "every value that may have been chosen is held before its leader leads"
             );
+            requires!(
+                checked,
+                P5,
+                adopting.plan.iter().enumerate().skip(known).all(|(index, adoption)| {
+                    let slot = Slot(adopting.chosen_through.0 + 1 + index as u64);
+                    let runs = adopting.promises.iter().flat_map(|promise| &promise.runs);
+                    let told = runs.filter(|run| run.first <= slot && slot <= run.last);
+                    let newest = told.map(|run| run.ballot).max().unwrap_or(Ballot::ZERO);
+                    match adoption {
+                        Adoption::Held { ballot, .. } => *ballot >= newest,
+                        _ => newest == Ballot::ZERO,
+                    }
+                }),
+                "a value is adopted that was accepted under the highest ballot that a promise tells of"
+            );
             self.begin_leading(adopting);
             return;
         };

@@ -159,9 +159,7 @@ impl Paxos {
         transfer.told = true;
         // From here on this ballot has no lease, whatever becomes of the transfer: the successor
         // says so to all acceptors.
-        if !self.settings.is(Mutant::LeaseKeptAtTransfer) {
-            self.release_lease();
-        }
+        self.release_lease();
         self.mark_rows_due();
         self.send(to, Message::Lead { ballot });
     }
