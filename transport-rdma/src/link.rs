@@ -364,7 +364,8 @@ impl Link {
                     shared.statistics.inline_writes += u64::from(kind == Kind::Inline);
                     shared.statistics.bytes += bytes as u64;
                 }
-                Kind::Bell | Kind::Beat => {}
+                Kind::Bell => {}
+                Kind::Beat => shared.statistics.beats += 1,
                 Kind::Sleepy | Kind::Awake => {
                     self.word_due = false;
                     self.bells_told = self.bells_heard;

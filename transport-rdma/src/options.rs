@@ -39,6 +39,8 @@ pub struct Statistics {
     pub staged_bytes: u64,
     /// Bells rung for peers that slept.
     pub bells: u64,
+    /// Looks at the pulse of a peer whose lane was quiet for half a second.
+    pub beats: u64,
     /// Completions taken.
     pub completions: u64,
     /// Lanes that came up over RDMA.
