@@ -36,6 +36,8 @@ pub(crate) struct Process {
     pub(crate) life: u64,
     /// When it started.
     pub(crate) born: u64,
+    /// The promise that its disk gave back.
+    pub(crate) restored: Ballot,
     /// What it showed last.
     pub(crate) seen: Seen,
 }

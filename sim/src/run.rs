@@ -5,13 +5,14 @@ use crate::coverage::{Coverage, Row, note_checkpoints};
 use crate::disaster;
 use crate::medium::Survival;
 use crate::plan::{self, Item};
+use crate::process::Place;
 use crate::random::Random;
 use crate::shape::{MS, Shape};
 use crate::transport::lock;
 use crate::world::World;
 use quorate_check::{History, Kv, Limits, Verdict, check};
 use quorate_consensus::buggify::Point;
-use quorate_consensus::{Ballot, Mutant};
+use quorate_consensus::{Ballot, Mutant, RowFlags};
 use quorate_pmem_log::MediumKind;
 
 /// The longest call of a stalled storage.
@@ -257,7 +258,7 @@ pub(crate) fn heal_place(world: &mut World, node: usize) {
     world.wake(node);
 }
 
-/// Lets the core run until it agrees on everything, and a little longer.
+/// Lets the core run until it agrees on everything, and then keeps its leader.
 fn wait_for_convergence(world: &mut World) {
     let bound = LIVENESS_NANOS + 60 * world.shape.election_max + 4 * world.shape.request_timeout;
     if Random::split(world.hash, 9).chance(READ_FIRST_PPM) {
@@ -266,36 +267,82 @@ fn wait_for_convergence(world: &mut World) {
             return;
         }
     }
-    let deadline = world.now + bound;
     let fresh: Vec<usize> =
         world.core.clone().into_iter().map(|node| world.clients.add(node)).collect();
     let mut written = vec![None; fresh.len()];
+    // Each replica outside of the core may come back once with a promise above the leader.
+    for _ in 0..=world.shape.nodes {
+        converge(world, bound, &fresh, &mut written);
+        if world.violation.is_some() || keeps_its_leader(world) {
+            return;
+        }
+    }
+}
+
+/// Lets the core run until it agrees on everything.
+fn converge(world: &mut World, bound: u64, fresh: &[usize], written: &mut [Option<u32>]) {
+    let deadline = world.now + bound;
     loop {
         world.run_until(world.now + 10 * MS);
         if world.violation.is_some() {
             return;
         }
-        write_fresh(world, &fresh, &mut written);
-        match unconverged(world, &written) {
+        write_fresh(world, fresh, written);
+        match unconverged(world, written) {
             None => break,
             Some(why) if world.now >= deadline => return world.fail(format!("liveness: {why}")),
             Some(_) => look_after(world),
         }
     }
+}
+
+/// Whether the leader stays for some election time-outs; if not although it should, the run fails. It need
+/// not where a replica outside of the core returned that had promised more before the core converged: that
+/// one can take part under a higher ballot only, and who leads gives way to it (P10).
+fn keeps_its_leader(world: &mut World) -> bool {
+    let held: Vec<Option<Ballot>> = world
+        .places
+        .iter()
+        .map(|place| place.subject().map(|subject| subject.core.promised()))
+        .collect();
     // A call of a storage that stalled before the healing may take until now, and a leader that saw no
     // progress of it has begun to hand over.
     world.run_until(world.now + STALL_NANOS + 2 * world.shape.election_max);
     // A leader outside of the core has what broke there as a reason to go.
-    let Some((ballot, leader)) = leader(world) else { return };
+    let Some((ballot, leader)) = leader(world) else { return true };
     let healthy = world.core.contains(&leader);
+    let since = world.now;
+    let shown: Vec<Ballot> = world.places.iter().map(promise_to_heed).collect();
     world.run_until(world.now + 3 * world.shape.election_max + 300 * MS);
     let after = self::leader(world);
     if after == Some((ballot, leader)) {
         world.note_peace();
     }
-    if world.violation.is_none() && healthy && after != Some((ballot, leader)) {
-        world.fail(format!("liveness: leader {ballot} was replaced without a reason: {after:?}"));
+    if world.violation.is_some() || !healthy || after == Some((ballot, leader)) {
+        return true;
     }
+    let returned = world.places.iter().find(|place| {
+        let Some(process) = &place.process else { return false };
+        // Who promised more while the core had its leader was let by nobody.
+        let late = process.born > since;
+        let promised = if late { process.restored } else { shown[place.index] };
+        let before = held[place.index].unwrap_or(process.restored);
+        !world.core.contains(&place.index) && promised > ballot && promised <= before
+    });
+    let Some(name) = returned.map(|place| place.index + 1) else {
+        world.fail(format!("liveness: leader {ballot} was replaced without a reason: {after:?}"));
+        return true;
+    };
+    world.say(|| format!("replica {name} had promised more than {ballot} before"));
+    false
+}
+
+/// What the replica promised, as far as a leader has to heed it: not if its log failed, since it does not
+/// vote then.
+fn promise_to_heed(place: &Place) -> Ballot {
+    let Some(subject) = place.subject() else { return Ballot::ZERO };
+    let failed = subject.core.row(subject.member.node).flags.has(RowFlags::POISONED);
+    if failed { Ballot::ZERO } else { subject.core.promised() }
 }
 
 /// A log that failed is looked at by its operator, also now.

@@ -121,6 +121,7 @@ impl World {
         let life = self.next_life();
         let machine = SimMachine::new(life, Arc::clone(&self.ledger));
         let options = options(&self.places[node], &self.shape, self.random.word(), &self.whims);
+        let restored = recovered.promised;
         let made = Node::new(options, Box::new(transport), log, recovered, Box::new(machine));
         let medium = Arc::clone(&self.places[node].medium);
         let product = match made {
@@ -148,6 +149,7 @@ impl World {
             spy,
             life,
             born,
+            restored,
             seen,
         };
         self.places[node].process = Some(process);
