@@ -3,6 +3,8 @@
 
 mod codec;
 
+pub(crate) use codec::crc32c;
+
 use crate::mutant::planted;
 use crate::{Incarnation, Mutant, NodeId, Slot, ensures, invariant};
 use alloc::string::String;
@@ -43,10 +45,15 @@ pub struct QuorumSizes {
 
 /// The version of the protocol that a cluster begins with, and that every program speaks.
 pub const PROTOCOL_FIRST: u16 = 1;
-/// The newest version of the protocol that this program speaks. 2: configurations say which version is
-/// active. A later one goes through it: what is new must not be sent, or written to the log, before
-/// [`Configuration::protocol`] allows it.
-pub const PROTOCOL_NEWEST: u16 = 2;
+/// The newest version of the protocol that becomes active by itself (rule V2). 2: configurations say which
+/// version is active. A later one goes through it: what is new must not be sent, or written to the log,
+/// before [`Configuration::protocol`] allows it.
+pub const PROTOCOL_RISES_TO: u16 = 2;
+/// The version that knows witnesses. It becomes active with the first of them, so that a cluster without
+/// any can go back to an older program.
+pub const PROTOCOL_WITNESSES: u16 = 3;
+/// The newest version of the protocol that this program speaks.
+pub const PROTOCOL_NEWEST: u16 = PROTOCOL_WITNESSES;
 
 /// A set of members, in force from a slot on.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
@@ -64,6 +71,8 @@ pub struct Configuration {
     pub witnesses: Vec<Member>,
     /// Majorities if none.
     pub quorums: Option<QuorumSizes>,
+    /// How many voters must hold what is chosen (rule W1); 0 where there are no witnesses.
+    pub copies: u16,
     /// The version of the protocol that is spoken from here on (rule V2): all members could when it was
     /// proposed.
     pub protocol: u16,
@@ -81,6 +90,9 @@ pub enum ConfigurationError {
     Members,
     /// Quorums of phase 1 and phase 2 need not meet, or are larger than the set of voters.
     Quorums(QuorumSizes),
+    /// Not fewer witnesses than voters, copies that no voters could hold, witnesses under a version of the
+    /// protocol that has none, or copies without witnesses.
+    Witnesses,
     /// More members than [`Configuration::MEMBERS_MAX`], or an address too long.
     TooLarge,
 }
@@ -101,6 +113,7 @@ impl Configuration {
             learners: Vec::new(),
             witnesses: Vec::new(),
             quorums: None,
+            copies: 0,
             protocol: PROTOCOL_FIRST,
             addresses: Vec::new(),
         }
@@ -151,9 +164,27 @@ impl Configuration {
         self.addresses.iter().find(|address| address.node == node)
     }
 
-    /// Whether the members for which `has` answers yes choose a slot.
+    /// Rule W1: whether the members for which `has` answers yes choose a slot.
     pub fn is_quorum(&self, mut has: impl FnMut(Member) -> bool) -> bool {
+        self.confirms(&mut has) && self.has_copies(has)
+    }
+
+    /// Whether they meet every set that makes a leader.
+    pub fn confirms(&self, mut has: impl FnMut(Member) -> bool) -> bool {
         self.electors().filter(|&member| has(member)).count() >= self.quorum()
+    }
+
+    /// Rule W1: whether enough of those that keep payloads are among them.
+    fn has_copies(&self, mut has: impl FnMut(Member) -> bool) -> bool {
+        self.witnesses.is_empty()
+            || self.voters.iter().filter(|member| has(**member)).count() >= self.copies.into()
+    }
+
+    /// Rule W4: whether so many voters are among those for which `has` answers yes that each set of
+    /// [`Configuration::copies`] others has one of them.
+    pub fn meets_copies(&self, mut has: impl FnMut(Member) -> bool) -> bool {
+        self.witnesses.is_empty()
+            || self.voters.iter().filter(|member| !has(**member)).count() < self.copies.into()
     }
 
     /// Whether the members for which `has` answers yes make a leader.
@@ -178,8 +209,8 @@ impl Configuration {
     /// Whether the same votes decide under both.
     #[must_use]
     pub fn decides_like(&self, other: &Self) -> bool {
-        (&self.voters, &self.witnesses, self.quorums)
-            == (&other.voters, &other.witnesses, other.quorums)
+        (&self.voters, &self.witnesses, self.quorums, self.copies)
+            == (&other.voters, &other.witnesses, other.quorums, other.copies)
     }
 
     /// Rule C9, and that nobody is named twice.
@@ -212,6 +243,15 @@ impl Configuration {
         {
             return Err(ConfigurationError::Members);
         }
+        let some = !self.witnesses.is_empty();
+        let copies = usize::from(self.copies);
+        if some != (copies > 0)
+            || some && self.protocol < PROTOCOL_WITNESSES
+            || self.witnesses.len() >= self.voters.len()
+            || copies > self.voters.len()
+        {
+            return Err(ConfigurationError::Witnesses);
+        }
         if let Some(sizes) = self.quorums {
             let (one, two) = (usize::from(sizes.phase_one), usize::from(sizes.phase_two));
             if one == 0
@@ -239,6 +279,10 @@ impl core::fmt::Display for ConfigurationError {
                 f,
                 "quorums of {phase_one} (elections) and {phase_two} (writes) need not meet: together \
                  they must be more than the voters, and neither may be larger"
+            ),
+            Self::Witnesses => f.write_str(
+                "there must be fewer witnesses than voters, and 1 or more copies of what is written, at \
+                 most one on each voter (without witnesses it is the quorum that counts)",
             ),
             Self::TooLarge => f.write_str("too many members, or an address is too long"),
         }
@@ -355,10 +399,10 @@ impl Configurations {
         self.deciding(from).all(|configuration| configuration.is_election_quorum(&mut has))
     }
 
-    /// Whether `has` could choose a slot in every configuration that decides one at or above
-    /// `from`: such a quorum meets every one that makes a leader there.
+    /// Whether `has` meets all that makes a leader in every configuration that decides a slot at or above
+    /// `from`. Without witnesses it could choose a slot, too.
     pub fn is_commit_quorum_from(&self, from: Slot, mut has: impl FnMut(Member) -> bool) -> bool {
-        self.deciding(from).all(|configuration| configuration.is_quorum(&mut has))
+        self.deciding(from).all(|configuration| configuration.confirms(&mut has))
     }
 
     /// The largest slot above `commit` up to which every slot is accepted by a quorum of the
@@ -463,6 +507,36 @@ pub(crate) mod tests {
 
     fn slot_of(reached: &[u64; 5]) -> impl Fn(Member) -> Slot + '_ {
         |member| Slot(reached[usize::from(member.node.0) - 1])
+    }
+
+    // Rule W1.
+    #[test]
+    fn a_witness_counts_as_a_vote_and_not_as_a_copy() {
+        let mut known = of(3);
+        known.witnesses = known.voters.split_off(2);
+        assert_eq!(known.check(), Err(ConfigurationError::Witnesses), "no copies, no version");
+        known.protocol = PROTOCOL_WITNESSES;
+        known.copies = 2;
+        assert_eq!(known.check(), Ok(()));
+        for wrong in [0, 3] {
+            let wrong = Configuration { copies: wrong, ..known.clone() };
+            assert_eq!(wrong.check(), Err(ConfigurationError::Witnesses));
+        }
+        let one = |node: u16| move |member: Member| member.node == NodeId(node);
+        let without = |node: u16| move |member: Member| member.node != NodeId(node);
+        assert!(known.is_election_quorum(without(1)) && known.confirms(without(2)));
+        assert!(!known.is_quorum(without(1)) && known.is_quorum(without(3)));
+        assert!(known.meets_copies(one(1)) && !known.meets_copies(one(3)));
+        known.copies = 1;
+        assert!(known.is_quorum(without(1)) && known.is_quorum(without(3)));
+        assert!(!known.meets_copies(one(1)) && known.meets_copies(without(3)));
+        // Votes are cumulative: the slot that enough have, and enough of those that keep it.
+        let reached = [7, 4, 9, 0, 0];
+        assert_eq!(known.quorum_slot(slot_of(&reached)), Slot(7));
+        known.copies = 2;
+        assert_eq!(known.quorum_slot(slot_of(&reached)), Slot(4));
+        let alone = Configuration { voters: known.voters[..1].to_vec(), copies: 1, ..known };
+        assert_eq!(alone.check(), Err(ConfigurationError::Witnesses), "as many as voters");
     }
 
     #[test]

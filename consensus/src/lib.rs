@@ -81,7 +81,7 @@ pub use acceptor::{Persist, PersistNumber};
 pub use buggify::Whims;
 pub use configuration::{
     Address, Configuration, ConfigurationError, Configurations, Genesis, Member, PROTOCOL_FIRST,
-    PROTOCOL_NEWEST, QuorumSizes,
+    PROTOCOL_NEWEST, PROTOCOL_RISES_TO, PROTOCOL_WITNESSES, QuorumSizes,
 };
 pub use message::{Accept, Message, Row, RowFlags, Run};
 #[cfg(feature = "mutants")]

@@ -87,6 +87,8 @@ impl RowFlags {
     pub const WANTS_SIGN: u64 = 64;
     /// This replica's log has no room: it takes no records out of its rings for now.
     pub const FULL: u64 = 128;
+    /// This replica keeps no payloads (rule W2).
+    pub const WITNESS: u64 = 1 << 24;
     /// Bits 16 to 23 hold the newest version of the protocol that the sender speaks; 0 is 1.
     pub(crate) const PROTOCOL_SHIFT: u32 = 16;
     /// Bits 8 to 15 hold the priority.
@@ -140,6 +142,9 @@ impl core::fmt::Debug for RowFlags {
         }
         if self.has(Self::FULL) {
             f.write_str("f")?;
+        }
+        if self.has(Self::WITNESS) {
+            f.write_str("W")?;
         }
         Ok(())
     }

@@ -109,6 +109,12 @@ pub enum Mutant {
     SettleTooSoon,
     /// A candidate leads though it learned that it was removed.
     LeadAfterRemoval,
+    /// A witness counts as one that holds what it voted for.
+    WitnessIsACopy,
+    /// A candidate passes over what only a witness knows of, whoever is missing.
+    WitnessPassedOver,
+    /// A candidate takes a witness for one that holds what it accepted, and a witness gives it.
+    WitnessGives,
     /// Whom it was told of matters to a replica only while no configuration names it.
     ForgetContacts,
     /// A replica stands for election whoever asked it to, and for whichever leadership.
@@ -218,6 +224,9 @@ impl Mutant {
         Self::KeepOverwrittenMembers,
         Self::SettleTooSoon,
         Self::LeadAfterRemoval,
+        Self::WitnessIsACopy,
+        Self::WitnessPassedOver,
+        Self::WitnessGives,
         Self::ForgetContacts,
         Self::PromiseNotKept,
         Self::PromiseHidesRuns,

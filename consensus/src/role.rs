@@ -66,6 +66,10 @@ pub(crate) struct Adopting {
     pub(crate) chosen_source: NodeId,
     /// For each slot from `chosen_through + 1` on: what is to be proposed.
     pub(crate) plan: Vec<Adoption>,
+    /// Reports of witnesses were compared with the others (rule W4).
+    pub(crate) heeds_witnesses: bool,
+    /// One of them won, and nobody who promised holds what it is of.
+    pub(crate) awaits_copy: bool,
 }
 
 /// What becomes of one slot that a new leader found.
@@ -95,6 +99,9 @@ pub(crate) struct Progress {
     pub(crate) leased_at: Option<Nanos>,
     /// It needs slots that are no longer in memory, and was told so.
     pub(crate) told_behind: bool,
+    /// Where `matched` was when this was last looked at, and since when it has stood still there with more
+    /// to vote for: see `witnessing.rs`.
+    pub(crate) stands_at: (Slot, Nanos),
 }
 
 impl Progress {
@@ -108,6 +115,7 @@ impl Progress {
             pong: 0,
             leased_at: None,
             told_behind: false,
+            stands_at: (Slot::ZERO, Nanos(0)),
         }
     }
 }
@@ -180,6 +188,8 @@ pub enum RoleName {
     Leader,
     /// Receives the log and never votes.
     Learner,
+    /// Votes without payloads and never leads.
+    Witness,
 }
 
 impl core::fmt::Display for RoleName {
@@ -189,6 +199,7 @@ impl core::fmt::Display for RoleName {
             Self::Candidate => "candidate",
             Self::Leader => "leader",
             Self::Learner => "learner",
+            Self::Witness => "witness",
         })
     }
 }

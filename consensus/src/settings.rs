@@ -22,6 +22,9 @@ pub struct Settings {
     pub election_timeout_max: Nanos,
     /// A leader hands over to a replica of higher priority that keeps up.
     pub priority: u8,
+    /// This replica keeps no payloads: it votes where a configuration names it as a witness, and never
+    /// leads. Told at its first start, and not changed afterwards.
+    pub witness: bool,
     /// The newest version of the protocol that this replica speaks, or says that it does.
     pub protocol: u16,
     /// How long a follower that answered a ping waits before it promises another ballot, so that the
@@ -61,6 +64,7 @@ impl Settings {
             election_timeout_min: Nanos::from_millis(200),
             election_timeout_max: Nanos::from_millis(400),
             priority: 100,
+            witness: false,
             protocol: crate::PROTOCOL_FIRST,
             lease: Nanos(0),
             clock_drift_ppm: 1_000,

@@ -71,6 +71,9 @@ pub enum ValueKind {
     Commands = 1,
     /// A [`crate::Configuration`], in force from a later slot.
     Configuration = 2,
+    /// What a witness keeps of a batch of commands (rule W2): its length u32 and its CRC-32C u32, little
+    /// endian. It says that something was accepted, and what it would look like.
+    Withheld = 3,
 }
 
 impl ValueKind {
@@ -81,6 +84,7 @@ impl ValueKind {
             0 => Some(Self::Noop),
             1 => Some(Self::Commands),
             2 => Some(Self::Configuration),
+            3 => Some(Self::Withheld),
             _ => None,
         }
     }
@@ -105,6 +109,25 @@ impl Value {
     #[must_use]
     pub const fn noop() -> Self {
         Self { kind: ValueKind::Noop, checksum: 0, bytes: Bytes::new() }
+    }
+
+    /// What a witness keeps of it: of commands their length and checksum, of anything else all.
+    #[must_use]
+    pub fn withheld(&self) -> Self {
+        if self.kind != ValueKind::Commands {
+            return self.clone();
+        }
+        let mut told = [0; 8];
+        told[..4].copy_from_slice(&(self.bytes.len() as u32).to_le_bytes());
+        told[4..].copy_from_slice(&self.checksum.to_le_bytes());
+        let checksum = crate::configuration::crc32c(&told);
+        Self { kind: ValueKind::Withheld, checksum, bytes: Bytes::copy_from_slice(&told) }
+    }
+
+    /// Whether the payload is missing.
+    #[must_use]
+    pub const fn is_withheld(&self) -> bool {
+        matches!(self.kind, ValueKind::Withheld)
     }
 }
 
@@ -208,6 +231,7 @@ impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             ValueKind::Noop => write!(f, "noop"),
+            ValueKind::Withheld => write!(f, "Withheld[{:02x?}]", &self.bytes[..]),
             kind => write!(f, "{kind:?}[{} B, {:08x}]", self.bytes.len(), self.checksum),
         }
     }
@@ -216,6 +240,19 @@ impl fmt::Debug for Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_withheld_of_a_value_is_its_payload_and_nothing_else() {
+        let bytes = Bytes::from_static(b"123456789");
+        let value = Value { kind: ValueKind::Commands, checksum: 0xe306_9283, bytes };
+        let withheld = value.withheld();
+        assert_eq!(withheld.bytes[..], [9, 0, 0, 0, 0x83, 0x92, 0x06, 0xe3]);
+        assert!(withheld.is_withheld() && !value.is_withheld());
+        assert_eq!(withheld.withheld(), withheld, "there is nothing more to withhold");
+        assert_eq!(Value::noop().withheld(), Value::noop());
+        let other = Value { checksum: 1, ..value };
+        assert_ne!(other.withheld(), withheld);
+    }
 
     #[test]
     fn packed_ballots_are_ordered_as_ballots_are() {

@@ -254,6 +254,15 @@ mod tests {
         }
     }
 
+    // Rule W2.
+    #[test]
+    fn a_header_says_that_a_payload_was_withheld() {
+        let withheld = Header { kind: Kind::Entry(ValueKind::Withheld), ..header() };
+        let bytes = withheld.encode(&GEOMETRY, 65_600);
+        assert_eq!((bytes[8], bytes[9]), (2, 3));
+        assert_eq!(Header::decode(&bytes, &GEOMETRY, 65_600), Some(withheld));
+    }
+
     #[test]
     fn a_header_reads_back_only_where_and_in_the_log_for_which_it_was_written() {
         let bytes = header().encode(&GEOMETRY, 65_600);

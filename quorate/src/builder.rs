@@ -52,6 +52,7 @@ pub struct Builder {
     node: NodeId,
     members: Vec<(NodeId, String)>,
     join: bool,
+    witness: bool,
     directory: Option<PathBuf>,
     medium: MediumKind,
     at_least: Option<Durability>,
@@ -84,6 +85,7 @@ impl Replica {
             node: NodeId(node),
             members: Vec::new(),
             join: false,
+            witness: false,
             directory: None,
             medium: MediumKind::File,
             at_least: None,
@@ -152,6 +154,16 @@ impl Builder {
     #[must_use]
     pub fn join(mut self) -> Self {
         self.join = true;
+        self
+    }
+
+    /// This replica is a witness: it votes, keeps no payloads and no state (its state machine is never
+    /// asked), never leads, and serves no client. It joins, and a change has to name it among
+    /// [`Change::witnesses`](crate::Change::witnesses). Its directory is a witness's from its first start on.
+    #[must_use]
+    pub fn witness(mut self) -> Self {
+        self.join = true;
+        self.witness = true;
         self
     }
 
@@ -307,6 +319,7 @@ impl Builder {
             },
         };
         options.join |= self.join;
+        options.witness |= self.witness;
         if options.addresses.is_empty() {
             let address = |(node, peer): &(NodeId, String)| crate::Address {
                 node: *node,

@@ -60,7 +60,7 @@ pub use host::Host;
 pub use quorate_consensus::batch::{put_item, take_item};
 pub use quorate_consensus::{
     Address, Ballot, Change, Configuration, Genesis, NodeId, PROTOCOL_FIRST, PROTOCOL_NEWEST,
-    QuorumSizes, Refusal, RoleName, Slot, ValueKind,
+    PROTOCOL_RISES_TO, QuorumSizes, Refusal, RoleName, Slot, ValueKind,
 };
 pub use quorate_pmem_log::{self as log, Durability, LogOptions, MediumKind};
 pub use quorate_replica::{

@@ -124,6 +124,12 @@ pub enum Reason {
     /// The state machine is being restored.
     #[error("the state is being restored from a checkpoint: try again soon, or at another replica")]
     Restoring,
+    /// This replica is a witness.
+    #[error("this replica is a witness: it holds no data and serves nobody; ask {ask}")]
+    Witness {
+        /// Whom to ask.
+        ask: String,
+    },
     /// Not whole items, or none; or not a whole group.
     #[error("a request needs whole, length-prefixed items")]
     Malformed,

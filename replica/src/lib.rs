@@ -33,6 +33,7 @@ mod relay;
 mod replay;
 mod runner;
 mod status;
+mod witness;
 
 pub use checkpoint::{CheckpointSteps, IMAGE_PIECE_BYTES};
 pub use front::{

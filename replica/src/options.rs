@@ -13,6 +13,9 @@ pub struct NodeOptions {
     pub members: Vec<NodeId>,
     /// Whether this replica joins a cluster that is there: it founds none, and waits to be added.
     pub join: bool,
+    /// Whether this replica is a witness: it votes, keeps no payloads and no state, never leads and serves
+    /// no client. Told at its first start and never changed; a configuration has to name it as one.
+    pub witness: bool,
     /// Where members are reached, as far as it is known here; goes into the next configuration.
     pub addresses: Vec<Address>,
     /// How often a replica shows that it lives.
@@ -113,6 +116,7 @@ impl NodeOptions {
             node,
             members,
             join: false,
+            witness: false,
             addresses: Vec::new(),
             heartbeat_interval: Duration::from_millis(25),
             election_timeout_min: Duration::from_millis(200),
@@ -155,6 +159,19 @@ impl NodeOptions {
     pub fn check(&self) -> Result<(), String> {
         if self.node == NodeId(0) || !self.members.contains(&self.node) {
             return Err(format!("replica {} is not among the members", self.node));
+        }
+        if self.witness && !self.join {
+            return Err(
+                "a witness joins a cluster that is there: set `join` as well, and add it with \
+                        `quorate member add --witness`"
+                    .into(),
+            );
+        }
+        if self.witness && self.protocol < quorate_consensus::PROTOCOL_WITNESSES {
+            return Err(format!(
+                "witnesses need version {} of the protocol: take `protocol_max` out of the configuration",
+                quorate_consensus::PROTOCOL_WITNESSES
+            ));
         }
         if self.heartbeat_interval.is_zero()
             || self.election_timeout_min < self.heartbeat_interval * 3

@@ -111,14 +111,24 @@ impl Survivor {
         let mut survivor =
             Self { directory, log, cluster, certain, log_from, configurations, whole };
         let mut read = 0;
+        let mut withheld = false;
         survivor.each(searched.next(), certain, &mut |entry| {
             read += 1;
+            withheld |= entry.value.is_withheld();
             if entry.value.kind == ValueKind::Configuration {
                 known.note(entry.slot, Configuration::decode(&entry.value.bytes));
             }
         })?;
         survivor.whole = read == certain.0 - searched.0;
         survivor.configurations = known.as_of(certain);
+        let Identity { node, incarnation, .. } = *survivor.identity();
+        let me = Member { node, incarnation };
+        let latest = survivor.configurations.latest();
+        if withheld || latest.witnesses.contains(&me) {
+            return Err(unfit(
+                "it is a witness's, which keeps no values: recover from a voter's directory",
+            ));
+        }
         Ok(survivor)
     }
 

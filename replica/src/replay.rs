@@ -43,6 +43,9 @@ pub enum ReplayError {
     /// The replica has never been part of a cluster.
     #[error("this replica has not been part of a cluster yet: there is nothing to replay")]
     NotFounded,
+    /// It is a witness's.
+    #[error("this directory is a witness's, which keeps no values: replay the one of a voter")]
+    Witness,
     /// The founding document cannot be read.
     #[error("the founding document cannot be read: replay with the version that wrote it")]
     Genesis,
@@ -215,6 +218,9 @@ impl<M: StateMachine> Replay<M> {
             }
             let to = self.to;
             for entry in entries.drain(..).take_while(|entry| entry.slot <= to) {
+                if entry.value.is_withheld() {
+                    return Err(ReplayError::Witness);
+                }
                 let commands = self.apply(entry.slot, &entry.value);
                 self.applied = entry.slot;
                 let (kind, digest) = (entry.value.kind, self.digest);

@@ -36,6 +36,8 @@ pub struct Status {
     pub digest: u64,
     /// Whether its votes count.
     pub votes: bool,
+    /// Whether it was started as a witness: it votes without payloads, and serves no client.
+    pub witness: bool,
     /// Whether it leads and answers linearizable reads without asking.
     pub holds_lease: bool,
     /// The members, as of the newest configuration known here, and whether the change to it is done.
@@ -149,6 +151,8 @@ pub struct PeerStatus {
     pub votes: bool,
     /// Whether its log failed.
     pub poisoned: bool,
+    /// Whether it says that it is a witness.
+    pub witness: bool,
 }
 
 /// Counters since the replica's thread started.

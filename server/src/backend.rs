@@ -165,6 +165,11 @@ impl Backend for ReplicaBackend {
 
     fn acknowledged_replicas(&self) -> u32 {
         let known = self.handle.status().configuration;
+        // Where there are witnesses, so many others hold a write (rule W1).
+        let copies = known.as_ref().map_or(0, |known| known.copies);
+        if copies > 0 {
+            return u32::from(copies) - 1;
+        }
         let voters = known.map_or(self.members.len(), |known| known.electors().count());
         (voters / 2) as u32
     }

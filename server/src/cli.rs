@@ -168,7 +168,8 @@ pub struct CheckpointArgs {
 pub enum MemberCommand {
     /// Shows the members.
     List(AskArgs),
-    /// Adds a replica that receives the log and does not vote, and waits until it has caught up.
+    /// Adds a replica that receives the log and does not vote, and waits until it has caught up; or a
+    /// witness, which votes at once and keeps no payloads.
     Add {
         /// Its number.
         node: u16,
@@ -176,6 +177,21 @@ pub enum MemberCommand {
         peer: String,
         /// Where clients reach it, HOST:PORT.
         client: Option<String>,
+        /// It was started as a witness (`witness = true`), and becomes one.
+        #[arg(long)]
+        witness: bool,
+        /// How many voters shall hold what is written; with the first witness 2 if nothing is said.
+        #[arg(long, requires = "witness")]
+        copies: Option<u16>,
+        /// Whom to ask.
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Sets how many voters hold what is written before it counts, where there are witnesses. With 1, writes
+    /// go on while one voter is left, on its disk alone.
+    Copies {
+        /// How many, from 1 to the number of voters.
+        copies: u16,
         /// Whom to ask.
         #[command(flatten)]
         ask: AskArgs,

@@ -95,6 +95,7 @@ impl Manifest {
                 listen_peer: None,
                 spin_us: 0,
                 join: false,
+                witness: false,
                 segment_bytes: 64 << 20,
                 priority: 100,
                 protocol_max: None,

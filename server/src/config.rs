@@ -59,6 +59,10 @@ pub struct ReplicaConfig {
     /// The members named are itself and some of that cluster.
     #[serde(default)]
     pub join: bool,
+    /// This replica is a witness: it votes, and keeps no payloads and no state. It joins (`join`), and is
+    /// added with `quorate member add --witness`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub witness: bool,
     /// Bytes of a log segment.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
@@ -201,6 +205,11 @@ impl Default for CheckpointConfig {
             bytes_per_second: options.checkpoint_bytes_per_second,
         }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde asks for")]
+fn is_false(word: &bool) -> bool {
+    !word
 }
 
 fn default_durability() -> String {
@@ -374,6 +383,7 @@ impl Config {
         options.ring_bytes = self.limits.ring_bytes;
         options.spin = Duration::from_micros(self.replica.spin_us);
         options.join = self.replica.join;
+        options.witness = self.replica.witness;
         let address = |member: &MemberConfig| Address {
             node: NodeId(member.node),
             peer: member.peer.clone(),

@@ -170,6 +170,7 @@ fn kind(record: &RecordSummary) -> &'static str {
         quorate::ValueKind::Noop => "noop",
         quorate::ValueKind::Commands => "commands",
         quorate::ValueKind::Configuration => "configuration",
+        quorate::ValueKind::Withheld => "withheld",
     })
 }
 

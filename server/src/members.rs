@@ -24,7 +24,7 @@ const ALREADY_SO: &str = "the members are so already";
 const CAUGHT_UP_SLOTS: u64 = 512;
 
 /// Reads a change in the form of `QUORATE MEMBERS`: words of `voters=1,2,3`, `learners=4`,
-/// `quorums=ELECT/CHOOSE`, `readmit=3`, and `address=4@PEER@CLIENT`, voters at least.
+/// `witnesses=5`, `copies=2`, `quorums=ELECT/CHOOSE`, `readmit=3`, and `address=4@PEER@CLIENT`, voters at least.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -37,6 +37,11 @@ pub fn parse(text: &str) -> Result<Change, String> {
             "voters" => change.voters = nodes(value)?,
             "learners" => change.learners = nodes(value)?,
             "readmit" => change.readmit = nodes(value)?,
+            "witnesses" => change.witnesses = nodes(value)?,
+            "copies" => {
+                let copies = value.parse().map_err(|_| format!("{value} is no number"))?;
+                change.copies = Some(copies);
+            }
             "quorums" => {
                 let sizes = value.split_once('/').and_then(|(elect, choose)| {
                     let (phase_one, phase_two) = (elect.parse().ok()?, choose.parse().ok()?);
@@ -69,6 +74,7 @@ fn nodes(text: &str) -> Result<Vec<NodeId>, String> {
 struct Target {
     members: MembersReport,
     readmit: Option<u16>,
+    copies: Option<u16>,
     /// A member with another address than the configuration has.
     address: Option<(u16, String, String)>,
 }
@@ -82,6 +88,13 @@ impl Target {
         let mut text = format!("voters={}", list(&self.members.voters));
         if !self.members.learners.is_empty() {
             text.push_str(&format!(" learners={}", list(&self.members.learners)));
+        }
+        if !self.members.witnesses.is_empty() {
+            text.push_str(&format!(" witnesses={}", list(&self.members.witnesses)));
+            // The leader takes what was so before, or its default, where nothing is said.
+            if let Some(copies) = self.copies {
+                text.push_str(&format!(" copies={copies}"));
+            }
         }
         if let Some((elect, choose)) = self.members.quorums {
             text.push_str(&format!(" quorums={elect}/{choose}"));
@@ -242,7 +255,7 @@ impl Asked {
                 (!is_member(members, node)).then_some(Target {
                     members: next,
                     address,
-                    readmit: None,
+                    ..Target::default()
                 })
             })?;
             println!("replica {node} is a learner, by configuration {}", members.id);
@@ -254,7 +267,9 @@ impl Asked {
 }
 
 fn is_member(members: &MembersReport, node: u16) -> bool {
-    members.voters.contains(&node) || members.learners.contains(&node)
+    members.voters.contains(&node)
+        || members.learners.contains(&node)
+        || members.witnesses.contains(&node)
 }
 
 /// Runs the command.
@@ -267,7 +282,22 @@ pub fn run(command: &MemberCommand) -> Result<ExitCode> {
             let (address, report, members) = Asked::new(ask)?.leader()?;
             print!("{}", table(&address, &report, &members));
         }
-        MemberCommand::Add { node, peer, client, ask } => {
+        MemberCommand::Add { node, peer, client, witness: true, copies, ask } => {
+            let mut asked = Asked::new(ask)?;
+            asked.add(*node, Some(peer), client.as_deref())?;
+            let members = asked.change(|members| witnessing(members, *node, *copies))?;
+            println!("replica {node} votes as a witness, by configuration {}", members.id);
+            println!("{}", copies_told(&members));
+        }
+        MemberCommand::Copies { copies, ask } => {
+            let members = Asked::new(ask)?.change(|members| {
+                let (next, copies) = (members.clone(), Some(*copies));
+                let target = Target { members: next, copies, ..Target::default() };
+                (members.copies != *copies.as_ref().unwrap_or(&0)).then_some(target)
+            })?;
+            println!("{}, by configuration {}", copies_told(&members), members.id);
+        }
+        MemberCommand::Add { node, peer, client, ask, .. } => {
             Asked::new(ask)?.add(*node, Some(peer), client.as_deref())?;
             println!("it receives the log and does not vote: `quorate member promote {node}`");
         }
@@ -282,6 +312,7 @@ pub fn run(command: &MemberCommand) -> Result<ExitCode> {
                 let mut next = members.clone();
                 next.voters.retain(|voter| voter != node);
                 next.learners.retain(|learner| learner != node);
+                next.witnesses.retain(|witness| witness != node);
                 (next != *members).then_some(Target { members: next, ..Target::default() })
             })?;
             safe(&members, *node);
@@ -323,6 +354,9 @@ fn ensure(file: &Path, ask: &AskArgs) -> Result<()> {
     let mut changed = 0;
     for MemberConfig { node, peer, client } in &wanted {
         let (_, _, members) = asked.settled()?;
+        if members.witnesses.contains(node) {
+            continue;
+        }
         if !members.voters.contains(node) {
             asked.add(*node, Some(peer), Some(client))?;
             let members = asked.change(|members| promoted(members, None, *node))?;
@@ -356,18 +390,44 @@ fn moved(members: &MembersReport, place: &(u16, String, String)) -> Option<Targe
         (at.node, &at.peer, &at.client) == (place.0, &place.1, &place.2)
     };
     let address = Some(place.clone());
-    let target = Target { members: members.clone(), address, readmit: None };
+    let target = Target { members: members.clone(), address, ..Target::default() };
     (!members.addresses.iter().any(stands)).then_some(target)
 }
 
 /// `new` as a voter, `old` no member.
 fn promoted(members: &MembersReport, old: Option<u16>, new: u16) -> Option<Target> {
     let mut next = members.clone();
-    next.voters.retain(|voter| Some(*voter) != old && *voter != new);
-    next.voters.push(new);
-    next.voters.sort_unstable();
+    // A witness comes in the place of a witness.
+    let list = match old.is_some_and(|old| members.witnesses.contains(&old)) {
+        true => &mut next.witnesses,
+        false => &mut next.voters,
+    };
+    list.retain(|voter| Some(*voter) != old && *voter != new);
+    list.push(new);
+    list.sort_unstable();
     next.learners.retain(|learner| Some(*learner) != old && *learner != new);
     (next != *members).then_some(Target { members: next, ..Target::default() })
+}
+
+/// `new` as a witness.
+fn witnessing(members: &MembersReport, new: u16, copies: Option<u16>) -> Option<Target> {
+    let mut next = members.clone();
+    next.learners.retain(|learner| *learner != new);
+    if !next.witnesses.contains(&new) {
+        next.witnesses.push(new);
+        next.witnesses.sort_unstable();
+    }
+    let news = next != *members || copies.is_some_and(|copies| copies != members.copies);
+    news.then_some(Target { members: next, copies, ..Target::default() })
+}
+
+fn copies_told(members: &MembersReport) -> String {
+    match members.copies {
+        1 => "what is written counts when one voter and enough others have voted for it: a voter that is \
+              the only one left may hold the only copy"
+            .to_owned(),
+        copies => format!("what is written counts when {copies} voters hold it"),
+    }
 }
 
 /// A replica with a new disk votes again.
@@ -379,12 +439,13 @@ fn readmit(asked: &mut Asked, node: u16) -> Result<()> {
         println!("replica {node} votes: nothing to do");
         return Ok(());
     }
-    if !members.voters.contains(&node) {
+    if !members.voters.contains(&node) && !members.witnesses.contains(&node) {
         bail!("replica {node} is no voter: `quorate member promote {node}`");
     }
     let before = members.id;
     let members = asked.change(|members| {
-        let target = Target { members: members.clone(), readmit: Some(node), address: None };
+        let readmit = Some(node);
+        let target = Target { members: members.clone(), readmit, ..Target::default() };
         (members.id == before).then_some(target)
     })?;
     println!("replica {node} votes with the disk that it has now, by configuration {}", members.id);
@@ -406,8 +467,15 @@ fn table(address: &str, report: &Report, members: &MembersReport) -> String {
     if let Some((elect, choose)) = members.quorums {
         text.push_str(&format!("{elect} promises elect, {choose} votes choose\n"));
     }
+    if !members.witnesses.is_empty() {
+        text.push_str(&format!("{}\n", copies_told(members)));
+    }
     text.push_str("node  kind     peer address           client address         behind\n");
-    let kinds = [(&members.voters, "voter"), (&members.learners, "learner")];
+    let kinds = [
+        (&members.voters, "voter"),
+        (&members.witnesses, "witness"),
+        (&members.learners, "learner"),
+    ];
     for (nodes, kind) in kinds {
         for node in nodes {
             let place = members.addresses.iter().find(|at| at.node == *node).cloned();
@@ -437,11 +505,16 @@ mod tests {
         let members = MembersReport {
             voters: vec![1, 2, 4],
             learners: vec![5],
+            witnesses: vec![6],
+            copies: 2,
             quorums: Some((3, 1)),
             ..MembersReport::default()
         };
         let address = Some((4, "a:1".to_owned(), "a:2".to_owned()));
-        let change = parse(&Target { members, readmit: Some(2), address }.text()).unwrap();
+        let readmit = Some(2);
+        let target = Target { members, readmit, address, copies: Some(1) };
+        let change = parse(&target.text()).unwrap();
+        assert_eq!((&change.witnesses[..], change.copies), (&[NodeId(6)][..], Some(1)));
         assert_eq!(change.voters, [NodeId(1), NodeId(2), NodeId(4)]);
         assert_eq!((change.learners, change.readmit), (vec![NodeId(5)], vec![NodeId(2)]));
         assert_eq!(change.quorums, Some(QuorumSizes { phase_one: 3, phase_two: 1 }));

@@ -38,7 +38,7 @@ pub async fn publish(handle: Handle) {
 }
 
 fn set(report: &Report) {
-    for role in ["leader", "follower", "candidate", "learner"] {
+    for role in ["leader", "follower", "candidate", "learner", "witness"] {
         gauge!("quorate_role", "role" => role).set(if report.role == role { 1.0 } else { 0.0 });
     }
     let round = report.ballot.split('.').next().and_then(|round| round.parse().ok());

@@ -26,6 +26,7 @@ pub fn run(args: &ReplayArgs) -> Result<ExitCode> {
                 quorate::ValueKind::Noop => "noop",
                 quorate::ValueKind::Commands => "commands",
                 quorate::ValueKind::Configuration => "configuration",
+                quorate::ValueKind::Withheld => "withheld",
             };
             let (slot, commands, digest) = (step.slot.0, step.commands, step.digest);
             broken = writeln!(out, "{slot:>12} {digest:016x} {kind:<13} {commands}").err();

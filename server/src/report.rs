@@ -21,7 +21,7 @@ pub struct Report {
     /// The newest version that this replica speaks.
     #[serde(default)]
     pub speaks: u16,
-    /// `leader`, `follower`, `candidate` or `learner`.
+    /// `leader`, `follower`, `candidate`, `learner` or `witness`.
     pub role: String,
     /// Who leads, as far as it knows.
     pub leader: Option<u16>,
@@ -38,6 +38,9 @@ pub struct Report {
     pub digest: String,
     /// Whether its votes count.
     pub votes: bool,
+    /// Whether it was started as a witness: it keeps no payloads, and serves no client.
+    #[serde(default)]
+    pub witness: bool,
     /// The members, as of the newest configuration known to it.
     #[serde(default)]
     pub configuration: Option<MembersReport>,
@@ -75,6 +78,12 @@ pub struct MembersReport {
     pub voters: Vec<u16>,
     /// Members that only receive the log.
     pub learners: Vec<u16>,
+    /// Members that vote without payloads.
+    #[serde(default)]
+    pub witnesses: Vec<u16>,
+    /// How many voters hold what is written, where there are witnesses; else 0.
+    #[serde(default)]
+    pub copies: u16,
     /// Promises that elect and votes that choose, where they are not majorities.
     pub quorums: Option<(u16, u16)>,
     /// Where members are reached, as far as the configuration says.
@@ -103,6 +112,8 @@ fn members(known: &quorate::Configuration) -> MembersReport {
         settled: known.settled,
         voters: known.voters.iter().map(|member| member.node.0).collect(),
         learners: known.learners.iter().map(|member| member.node.0).collect(),
+        witnesses: known.witnesses.iter().map(|member| member.node.0).collect(),
+        copies: known.copies,
         quorums: known.quorums.map(|sizes| (sizes.phase_one, sizes.phase_two)),
         addresses: known.addresses.iter().map(address).collect(),
     }
@@ -179,6 +190,9 @@ pub struct PeerReport {
     pub votes: bool,
     /// Whether its log failed.
     pub poisoned: bool,
+    /// Whether it was started as a witness.
+    #[serde(default)]
+    pub witness: bool,
     /// Bytes in the send queues to it.
     pub queued_bytes: usize,
     /// How often a lane was rebuilt.
@@ -272,6 +286,7 @@ impl From<&Status> for Report {
             last_slot: status.last_slot.0,
             digest: format!("{:016x}", status.digest),
             votes: status.votes,
+            witness: status.witness,
             configuration: status.configuration.as_ref().map(members),
             medium: status.medium.to_string(),
             durability: status.durability.to_string(),
@@ -323,6 +338,7 @@ fn peer(peer: &quorate::PeerStatus) -> PeerReport {
         speaks: peer.speaks,
         votes: peer.votes,
         poisoned: peer.poisoned,
+        witness: peer.witness,
         queued_bytes: peer.link.queued_bytes,
         reconnects: peer.link.reconnects,
         last_error: peer.link.last_error.clone(),

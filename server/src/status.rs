@@ -6,6 +6,7 @@ use crate::cluster::{self, Manifest};
 use crate::config::Config;
 use crate::report::Report;
 use anyhow::{Context, Result};
+use quorate::PROTOCOL_RISES_TO;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -165,7 +166,8 @@ const LAG_WORTH_TELLING: u64 = 1_000;
 fn versions(answers: &[Answer]) -> String {
     let reports = || answers.iter().filter_map(|answer| answer.report.as_ref().ok());
     let active = reports().map(|report| report.protocol).max().unwrap_or(0);
-    let newest = reports().map(|report| report.speaks).max().unwrap_or(0);
+    // Later ones become active when what needs them is asked for.
+    let newest = reports().map(|report| report.speaks).max().unwrap_or(0).min(PROTOCOL_RISES_TO);
     if newest <= active {
         return format!("Protocol version {active}, the newest that all speak.\n");
     }

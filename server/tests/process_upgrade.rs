@@ -8,6 +8,7 @@ mod process;
 use process::client::{Client, Outcome, Reply};
 use process::load::Load;
 use process::{Cluster, PATIENCE, quorate, wait};
+use quorate::PROTOCOL_NEWEST;
 
 /// Starts `node` again, with a claim to speak only up to `version`; none for all.
 fn restart(cluster: &mut Cluster, node: u16, version: Option<u16>) {
@@ -47,7 +48,8 @@ fn the_version_rises_with_the_last_replica_and_never_goes_back() {
         load.advance(100);
         wait("it has caught up", PATIENCE, || {
             let report = cluster.report(node)?;
-            (report.votes && report.leader.is_some() && report.speaks == 2).then_some(())
+            (report.votes && report.leader.is_some() && report.speaks == PROTOCOL_NEWEST)
+                .then_some(())
         });
     }
     for node in 1..=3 {

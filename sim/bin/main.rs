@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use quorate_sim::{
-    Coverage, Mutant, Outcome, Point, Row, Standing, plant, run, run_disaster, run_mutant,
-    run_without, shrink, unplant, unseen,
+    Cast, Coverage, Mutant, Outcome, Point, Row, Standing, plant, run_as, run_mutant, run_without,
+    shrink, unplant, unseen,
 };
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -38,6 +38,9 @@ struct Arguments {
     /// and invent nothing.
     #[arg(long)]
     disasters: bool,
+    /// Witnesses are among the replicas of each of the runs, and made members.
+    #[arg(long, conflicts_with = "disasters")]
+    witnesses: bool,
     /// Fail if a fault that can be simulated was not injected or not observed, or a point of legal
     /// misbehaviour was never reached.
     #[arg(long)]
@@ -85,8 +88,13 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
     if arguments.mutants {
         return Ok(mutants(arguments.from, arguments.jobs.max(1), &arguments.only));
     }
+    let cast = match (arguments.disasters, arguments.witnesses) {
+        (true, _) => Cast::Disaster,
+        (_, true) => Cast::Witnesses,
+        _ => Cast::Plain,
+    };
     if let Some(seed) = arguments.seed {
-        return Ok(one(seed, arguments.disasters, arguments.trace));
+        return Ok(one(seed, cast, arguments.trace));
     }
     let mut seeds: Vec<u64> = Vec::new();
     if let Some(path) = &arguments.regressions {
@@ -108,7 +116,7 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
         fresh = parse_seeds("fresh:100")?;
     }
     println!("seeds: {} kept, then {}..", seeds.len(), fresh.start);
-    let plan = Plan { kept: seeds, fresh, deadline, disasters: arguments.disasters };
+    let plan = Plan { kept: seeds, fresh, deadline, cast };
     let sum = many(&plan, arguments.jobs.max(1));
     let covered = !arguments.covered || is_covered(&sum);
     Ok(sum.failures.is_empty() && covered)
@@ -119,11 +127,7 @@ struct Plan {
     kept: Vec<u64>,
     fresh: std::ops::Range<u64>,
     deadline: Option<Instant>,
-    disasters: bool,
-}
-
-fn run_one(seed: u64, disaster: bool, trace: bool) -> Outcome {
-    if disaster { run_disaster(seed, trace) } else { run(seed, trace) }
+    cast: Cast,
 }
 
 fn catalogue() {
@@ -232,8 +236,8 @@ fn parse_seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
     if from < to { Ok(from..to) } else { Err(bad()) }
 }
 
-fn one(seed: u64, disaster: bool, trace: bool) -> bool {
-    let outcome = run_one(seed, disaster, true);
+fn one(seed: u64, cast: Cast, trace: bool) -> bool {
+    let outcome = run_as(cast, seed, true);
     if trace {
         let mut out = std::io::stdout().lock();
         for line in &outcome.trace {
@@ -253,16 +257,16 @@ fn one(seed: u64, disaster: bool, trace: bool) -> bool {
     match &outcome.violation {
         None => true,
         Some(what) => {
-            explain(seed, disaster, what, &outcome.trace);
+            explain(seed, cast, what, &outcome.trace);
             false
         }
     }
 }
 
-fn explain(seed: u64, disaster: bool, what: &str, trace: &[String]) {
+fn explain(seed: u64, cast: Cast, what: &str, trace: &[String]) {
     println!("\nseed {seed} FAILED: {what}");
     println!("commit {}", commit());
-    let (items, all) = shrink(seed, disaster, what);
+    let (items, all) = shrink(seed, cast, what);
     println!("{} of {all} faults are enough:", items.len());
     for item in &items {
         println!("  {item}");
@@ -271,8 +275,12 @@ fn explain(seed: u64, disaster: bool, what: &str, trace: &[String]) {
     for line in trace.iter().skip(trace.len().saturating_sub(LINES)) {
         println!("  {line}");
     }
-    let disasters = if disaster { " --disasters" } else { "" };
-    println!("again: cargo run --release -p quorate-sim -- --seed {seed}{disasters} --trace");
+    let cast = match cast {
+        Cast::Plain => "",
+        Cast::Disaster => " --disasters",
+        Cast::Witnesses => " --witnesses",
+    };
+    println!("again: cargo run --release -p quorate-sim -- --seed {seed}{cast} --trace");
 }
 
 fn commit() -> String {
@@ -331,7 +339,7 @@ impl Sum {
 }
 
 fn many(plan: &Plan, jobs: usize) -> Sum {
-    let Plan { kept, fresh, deadline, disasters } = plan;
+    let Plan { kept, fresh, deadline, cast } = plan;
     let cpu = cpu_seconds();
     let begin = Instant::now();
     let next = AtomicU64::new(0);
@@ -352,7 +360,7 @@ fn many(plan: &Plan, jobs: usize) -> Sum {
                     {
                         return;
                     }
-                    let outcome = run_one(seed, *disasters, false);
+                    let outcome = run_as(*cast, seed, false);
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                     sum.add(outcome);
                     let seconds = begin.elapsed().as_secs();
@@ -366,7 +374,7 @@ fn many(plan: &Plan, jobs: usize) -> Sum {
     let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     report(&sum, begin.elapsed(), cpu_seconds() - cpu);
     for (seed, what) in sum.failures.iter().take(SHOWN) {
-        explain(*seed, *disasters, what, &run_one(*seed, *disasters, true).trace);
+        explain(*seed, *cast, what, &run_as(*cast, *seed, true).trace);
     }
     sum
 }

@@ -20,9 +20,12 @@ pub(crate) fn node_at(place: usize) -> NodeId {
     NodeId(place as u16 + 1)
 }
 
-/// Whether those for which `has` says yes could elect a leader, and choose what it proposes.
+/// Whether those for which `has` says yes could elect a leader, and choose what it proposes; with
+/// witnesses, also that one of them holds whatever was chosen (rule W4).
 fn is_enough(configuration: &Configuration, mut has: impl FnMut(Member) -> bool) -> bool {
-    configuration.is_quorum(&mut has) && configuration.is_election_quorum(&mut has)
+    configuration.is_quorum(&mut has)
+        && configuration.is_election_quorum(&mut has)
+        && configuration.meets_copies(has)
 }
 
 impl World {

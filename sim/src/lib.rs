@@ -50,5 +50,5 @@ pub use focus::unseen;
 pub use quorate_consensus::Mutant;
 pub use quorate_consensus::buggify::Point;
 pub use quorate_consensus::{plant, unplant};
-pub use run::{Outcome, run, run_disaster, run_mutant, run_without};
+pub use run::{Cast, Outcome, run, run_as, run_disaster, run_mutant, run_without};
 pub use shrink::shrink;

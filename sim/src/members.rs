@@ -102,10 +102,12 @@ impl Members {
 
     /// Whether the voters of `configuration` chose `slot` under some ballot.
     fn have_chosen(&self, configuration: &Configuration, slot: Slot) -> bool {
-        let electors = || configuration.electors();
         self.voted.values().rev().any(|reached| {
             let has = |member| reached.iter().any(|vote| vote.0 == member && vote.1 >= slot.0);
-            electors().filter(|member| has(*member)).count() >= configuration.quorum()
+            let copies = configuration.voters.iter().filter(|member| has(**member)).count();
+            // Counted here once more, and not by the product.
+            configuration.electors().filter(|member| has(*member)).count() >= configuration.quorum()
+                && copies >= configuration.copies.into()
         })
     }
 
@@ -196,9 +198,14 @@ fn brief(configuration: &Configuration) -> String {
         let numbers: Vec<String> = members.iter().map(|member| member.node.0.to_string()).collect();
         numbers.join(" ")
     };
-    let Configuration { id, settled, voters, learners, quorums, .. } = configuration;
+    let Configuration { id, settled, voters, learners, witnesses, copies, quorums, .. } =
+        configuration;
     let settled = if *settled { "!" } else { "" };
     let sizes = quorums.map(|sizes| format!(", {}/{}", sizes.phase_one, sizes.phase_two));
     let sizes = sizes.unwrap_or_default();
-    format!("#{id}{settled} {{{}+{}{sizes}}}", list(voters), list(learners))
+    let witnesses = match witnesses.is_empty() {
+        true => String::new(),
+        false => format!(" *{} copies {copies}", list(witnesses)),
+    };
+    format!("#{id}{settled} {{{}+{}{witnesses}{sizes}}}", list(voters), list(learners))
 }

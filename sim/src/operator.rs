@@ -11,7 +11,8 @@ use crate::random::Random;
 use crate::shape::{MS, MembersShape};
 use crate::world::{Happening, World};
 use quorate_consensus::{
-    Ballot, Change, Configuration, Member, NodeId, QuorumSizes, Refusal, RoleName, Slot,
+    Ballot, Change, Configuration, Member, NodeId, PROTOCOL_WITNESSES, QuorumSizes, Refusal,
+    RoleName, Slot,
 };
 use quorate_pmem_log::MediumKind;
 use quorate_replica::{Failure, Pending, Reason};
@@ -117,6 +118,7 @@ enum Step {
     Readmit,
     AnySet,
     Sizes,
+    Witness,
 }
 
 const STEPS: [(Step, u64); 11] = [
@@ -230,8 +232,16 @@ impl World {
         let mut learners: Vec<Member> = change.learners.iter().map(learner).collect();
         learners.sort_unstable();
         let settled = false;
+        let mut witnesses: Vec<Member> = change.witnesses.iter().map(member).collect();
+        witnesses.sort_unstable();
+        let some = !witnesses.is_empty();
+        let before = if standing.copies > 0 { standing.copies } else { 2 };
+        let copies = change.copies.unwrap_or(before.min(voters.len() as u16));
         Configuration {
             learners,
+            witnesses,
+            copies: if some { copies } else { 0 },
+            protocol: if some { PROTOCOL_WITNESSES } else { standing.protocol },
             settled,
             quorums: change.quorums,
             ..Configuration::of_voters(standing.id + 1, voters)
@@ -257,7 +267,14 @@ impl World {
             members.iter().map(|member| member.node).collect()
         };
         let (voters, learners) = (nodes(&standing.voters), nodes(&standing.learners));
-        let places = 0..self.shape.nodes;
+        let full = self.shape.nodes - self.shape.witnesses;
+        if full < self.shape.nodes && self.operator.random.chance(350_000) {
+            return self.draw_witness_change(standing).map(|change| (Step::Witness, change));
+        }
+        let is_full = |node: &NodeId| place_of(*node) < full;
+        let (learners, witnessing): (Vec<NodeId>, Vec<NodeId>) =
+            learners.into_iter().partition(is_full);
+        let places = 0..full;
         let spares: Vec<NodeId> =
             places.map(node_at).filter(|node| !standing.names(*node)).collect();
         let lost: Vec<NodeId> = standing
@@ -283,6 +300,7 @@ impl World {
         let mut change = Change {
             voters: voters.clone(),
             learners: learners.clone(),
+            witnesses: nodes(&standing.witnesses),
             quorums: standing.quorums,
             ..Change::default()
         };
@@ -335,7 +353,7 @@ impl World {
                 change.voters = all;
             }
             Step::Sizes => {
-                let electors = voters.len() as u64;
+                let electors = (voters.len() + change.witnesses.len()) as u64;
                 let two = random.between(1, electors);
                 let mut one = electors + 1 - two + random.below(two);
                 let apart = electors - two;
@@ -347,10 +365,51 @@ impl World {
             }
             _ => return None,
         }
+        change.learners.extend(witnessing);
         if change.voters.len() != voters.len() && change.quorums == standing.quorums {
             change.quorums = None;
         }
         Some((step, change))
+    }
+
+    /// A witness comes or goes, or the number of copies changes.
+    fn draw_witness_change(&mut self, standing: &Configuration) -> Option<Change> {
+        let nodes = |members: &[Member]| -> Vec<NodeId> {
+            members.iter().map(|member| member.node).collect()
+        };
+        let voters = nodes(&standing.voters);
+        let mut change = Change {
+            voters: voters.clone(),
+            learners: nodes(&standing.learners),
+            witnesses: nodes(&standing.witnesses),
+            quorums: standing.quorums,
+            ..Change::default()
+        };
+        let first = self.shape.nodes - self.shape.witnesses;
+        let place = first + self.operator.random.below(self.shape.witnesses as u64) as usize;
+        let node = node_at(place);
+        let whole = standing.electors().find(|member| member.node == node);
+        let whole = whole.is_none_or(|member| self.is_whole(member));
+        let luck = self.operator.random.below(10);
+        if !standing.names(node) {
+            self.prepare(place, &voters);
+            change.learners.push(node);
+        } else if change.learners.contains(&node) {
+            change.learners.retain(|other| *other != node);
+            change.witnesses.push(node);
+            change.quorums = None;
+        } else if !whole {
+            change.readmit.push(node);
+        } else if luck < 3 {
+            change.witnesses.retain(|other| *other != node);
+            change.quorums = None;
+        } else if luck < 7 {
+            let copies = 1 + self.operator.random.below(voters.len() as u64) as u16;
+            change.copies = Some(copies);
+        } else {
+            return None;
+        }
+        Some(change)
     }
 
     /// A replica that shall become a member is told of some that are, and started.

@@ -190,7 +190,11 @@ pub(crate) fn options(place: &Place, shape: &Shape, seed: u64, whims: &Whims) ->
     members.sort_unstable();
     let members = members.into_iter().map(|node| NodeId(node as u16 + 1)).collect();
     let mut options = NodeOptions::new(NodeId(index as u16 + 1), members, seed);
-    options.join = place.contacts.is_some();
+    options.witness = shape.is_witness(index);
+    options.join = place.contacts.is_some() || options.witness;
+    if shape.witnesses > 0 {
+        options.protocol = quorate_consensus::PROTOCOL_WITNESSES;
+    }
     options.heartbeat_interval = Duration::from_nanos(shape.heartbeat);
     options.election_timeout_min = Duration::from_nanos(shape.election_min);
     options.election_timeout_max = Duration::from_nanos(shape.election_max);

@@ -64,6 +64,49 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
+/// Which runs a seed is drawn for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Cast {
+    /// Those of every day: see [`run`].
+    #[default]
+    Plain,
+    /// See [`run_disaster`].
+    Disaster,
+    /// Witnesses are among the replicas, and an operator makes them members.
+    Witnesses,
+}
+
+impl Cast {
+    /// Draws the shape of `seed`, and its faults.
+    #[must_use]
+    pub(crate) fn draw(self, seed: u64) -> (Shape, Vec<Item>) {
+        match self {
+            Self::Plain => {
+                let shape = Shape::draw(seed, plan::KINDS);
+                let plan = plan::draw(seed, &shape);
+                (shape, plan)
+            }
+            Self::Disaster => {
+                let shape = Shape::draw_disaster(seed, plan::KINDS);
+                let plan = plan::draw_disaster(seed, &shape);
+                (shape, plan)
+            }
+            Self::Witnesses => {
+                let shape = Shape::draw_witnesses(seed, plan::KINDS);
+                let plan = plan::draw(seed, &shape);
+                (shape, plan)
+            }
+        }
+    }
+}
+
+/// Runs `seed` of `cast`.
+#[must_use]
+pub fn run_as(cast: Cast, seed: u64, trace: bool) -> Outcome {
+    let (shape, plan) = cast.draw(seed);
+    run_plan(seed, shape, plan, trace)
+}
+
 /// Runs `seed`.
 #[must_use]
 pub fn run(seed: u64, trace: bool) -> Outcome {
@@ -379,7 +422,10 @@ fn read_before_any_write(world: &mut World, deadline: u64) {
         let clients = &world.clients.all;
         let waits = |client: &&usize| {
             let reader = &clients[**client];
-            served.contains(&reader.node) && is_member(world, reader.node) && !reader.has_read
+            served.contains(&reader.node)
+                && is_member(world, reader.node)
+                && !world.shape.is_witness(reader.node)
+                && !reader.has_read
         };
         let Some(&client) = readers.iter().find(waits) else { return };
         if world.now >= deadline {
@@ -422,7 +468,7 @@ fn write_fresh(world: &mut World, fresh: &[usize], written: &mut [Option<u32>]) 
         let node = world.clients.all[client].node;
         let done =
             written[place].is_some_and(|number| world.clients.acknowledged.contains(&number));
-        if done || world.clients.is_busy(client) {
+        if done || world.clients.is_busy(client) || world.shape.is_witness(node) {
             continue;
         }
         let Some(process) = &world.places[node].process else { continue };
@@ -455,12 +501,14 @@ fn unconverged(world: &World, written: &[Option<u32>]) -> Option<String> {
         let Some(subject) = world.places[*node].subject() else {
             return Some(format!("replica {name} does not take part"));
         };
+        // A witness serves nobody.
+        let is_witness = world.shape.is_witness(*node);
         let is_served = served.contains(node);
         if is_served && subject.core.leader_ballot() != Some(ballot) {
             return Some(format!("replica {name} does not follow {ballot}"));
         }
         let number = written[place].unwrap_or(0);
-        if is_served && !world.clients.acknowledged.contains(&number) {
+        if is_served && !is_witness && !world.clients.acknowledged.contains(&number) {
             return Some(format!("a fresh write at replica {name} is not acknowledged"));
         }
         if subject.core.applied_slot().0 != world.checks.committed {
@@ -472,6 +520,7 @@ fn unconverged(world: &World, written: &[Option<u32>]) -> Option<String> {
         }
     }
     let members = world.core.iter().filter(|node| is_member(**node));
+    let members = members.filter(|node| !world.shape.is_witness(**node));
     let mut digests = members.filter_map(|node| Some(world.places[*node].subject()?.digest));
     let first = digests.next();
     digests.any(|digest| Some(digest) != first).then(|| "I7: the core has different digests".into())

@@ -18,6 +18,8 @@ pub(crate) struct Shape {
     pub(crate) nodes: usize,
     /// Founding members.
     pub(crate) founders: usize,
+    /// Of the spare places, so many at the end are for witnesses.
+    pub(crate) witnesses: usize,
     /// Who is a member changes; none: it does not.
     pub(crate) members: Option<MembersShape>,
     /// Clients with sessions of their own; none: there are none.
@@ -126,6 +128,9 @@ pub(crate) struct SessionsShape {
     pub(crate) cuts_ppm: u64,
 }
 
+/// The stream that decides on witnesses.
+const WITNESSES_STREAM: u64 = 22;
+
 /// The stream that decides on sessions: see [`MEMBERS_STREAM`].
 const SESSIONS_STREAM: u64 = 1254;
 
@@ -144,7 +149,13 @@ impl Shape {
     #[must_use]
     pub(crate) fn draw_focused(seed: u64, kinds_known: usize, mutant: Mutant) -> Self {
         let focus = Focus::of(mutant);
-        let mut shape = Self::draw_towards(seed, kinds_known, focus);
+        let mut shape = match mutant {
+            // Without witnesses nothing is to be seen.
+            Mutant::WitnessIsACopy | Mutant::WitnessPassedOver | Mutant::WitnessGives => {
+                Self::draw_witnesses(seed, kinds_known)
+            }
+            _ => Self::draw_towards(seed, kinds_known, focus),
+        };
         focus.turn(&mut shape);
         shape.focus = focus;
         shape
@@ -158,6 +169,32 @@ impl Shape {
         shape.draw_members(&mut Random::split(seed, MEMBERS_STREAM), focus.members);
         shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM), focus.sessions);
         shape
+    }
+
+    /// Draws the shape of `seed` with witnesses, and with an operator who makes them members.
+    #[must_use]
+    pub(crate) fn draw_witnesses(seed: u64, kinds_known: usize) -> Self {
+        let mut shape = Self::draw_founders(seed, kinds_known);
+        let random = &mut Random::split(seed, WITNESSES_STREAM);
+        shape.draw_spares(random);
+        shape.witnesses = random.pick(&[1, 1, 2]);
+        for _ in 0..shape.witnesses {
+            let rate = random.pick(&shape.rates);
+            shape.rates.push(rate);
+            shape.skews_ms.push(random.exponential(500));
+        }
+        shape.nodes += shape.witnesses;
+        if !shape.victims.is_empty() {
+            shape.victims = (0..shape.nodes).collect();
+        }
+        shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM), false);
+        shape
+    }
+
+    /// Whether the place `node` is for a witness.
+    #[must_use]
+    pub(crate) fn is_witness(&self, node: usize) -> bool {
+        node + self.witnesses >= self.nodes
     }
 
     fn draw_sessions(&mut self, random: &mut Random, always: bool) {
@@ -184,9 +221,12 @@ impl Shape {
     /// Changes of members, in a third of the runs. They take the chances of a stream of their own, so
     /// that all other seeds stay what they were.
     fn draw_members(&mut self, random: &mut Random, always: bool) {
-        if !random.chance(350_000) && !always {
-            return;
+        if random.chance(350_000) || always {
+            self.draw_spares(random);
         }
+    }
+
+    fn draw_spares(&mut self, random: &mut Random) {
         let spares = random.pick(&[0, 1, 2, 2, 3]);
         for _ in 0..spares {
             let rate = random.pick(&self.rates);
@@ -266,6 +306,7 @@ impl Shape {
         Self {
             nodes,
             founders: nodes,
+            witnesses: 0,
             members: None,
             sessions: None,
             safety_nanos: random.between(1_500, 5_000) * MS,

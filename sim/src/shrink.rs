@@ -1,30 +1,17 @@
 //! Drops faults of a failing run one by one, while it still fails.
 
-use crate::plan::{self, Item};
-use crate::run::run_plan;
+use crate::plan::Item;
+use crate::run::{Cast, run_plan};
 use crate::shape::Shape;
 
 /// Runs at the most while shrinking.
 const TRIES_MAX: usize = 200;
 
-/// A run that can be shrunk: of a seed as it is, or of a disaster.
-fn parts(seed: u64, disaster: bool) -> (Shape, Vec<Item>) {
-    let shape = match disaster {
-        true => Shape::draw_disaster(seed, plan::KINDS),
-        false => Shape::draw(seed, plan::KINDS),
-    };
-    let items = match disaster {
-        true => plan::draw_disaster(seed, &shape),
-        false => plan::draw(seed, &shape),
-    };
-    (shape, items)
-}
-
 /// The smallest part of the plan of `seed` found that still violates the same invariant, one line a
 /// fault, and how many faults the whole plan has.
 #[must_use]
-pub fn shrink(seed: u64, disaster: bool, violation: &str) -> (Vec<String>, usize) {
-    let (shape, items) = parts(seed, disaster);
+pub fn shrink(seed: u64, cast: Cast, violation: &str) -> (Vec<String>, usize) {
+    let (shape, items) = cast.draw(seed);
     let all = items.len();
     let lines = smallest(seed, shape, items, violation).into_iter().map(|item| {
         let (at, until) = (item.at as f64 / 1e6, item.until as f64 / 1e6);

@@ -1,6 +1,8 @@
 //! Fixed seeds, kept seeds, that a seed is enough to see a run again, and that the checks bite.
 
-use quorate_sim::{Coverage, Mutant, Row, Standing, run, run_disaster, run_mutant, shrink};
+use quorate_sim::{
+    Cast, Coverage, Mutant, Row, Standing, run, run_as, run_disaster, run_mutant, shrink,
+};
 
 /// Seeds that once failed, each with its story, and some that show what is rare.
 const KEPT: &str = include_str!("../regressions.txt");
@@ -62,6 +64,18 @@ fn a_cluster_that_lost_a_quorum_of_disks_stalls_and_says_so() {
     assert!(stalled > 20, "{stalled} of 40 disasters left too few voters");
 }
 
+// Rules W1 to W7, beside all faults.
+#[test]
+fn clusters_with_witnesses_are_as_safe_and_as_live() {
+    let mut changes = 0;
+    for seed in 1..=60 {
+        let outcome = run_as(Cast::Witnesses, seed, false);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        changes += outcome.changes;
+    }
+    assert!(changes > 60, "{changes} changes of members in 60 runs");
+}
+
 #[test]
 fn mistakes_are_found_with_what_is_needed_to_see_them_again() {
     for mutant in [Mutant::AcknowledgeBeforePersist, Mutant::BelieveTrailer, Mutant::ApplyTwice] {
@@ -73,6 +87,6 @@ fn mistakes_are_found_with_what_is_needed_to_see_them_again() {
 #[test]
 fn the_faults_of_a_run_that_does_not_fail_cannot_be_made_fewer() {
     // What is asked for is never violated, so that every part of the plan looks needed.
-    let (items, all) = shrink(7, false, "I99: nothing of the kind");
+    let (items, all) = shrink(7, Cast::Plain, "I99: nothing of the kind");
     assert_eq!(items.len(), all);
 }

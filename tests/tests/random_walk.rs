@@ -3,7 +3,7 @@
 //! `WALK_SEEDS=20000 cargo test --release -p quorate-tests --test random_walk` walks more of them,
 //! `WALK_FIRST=n` begins at another one, `WALK_SEED=n` walks one and writes its trace.
 
-use quorate_tests::script::walk::{Walked, walk};
+use quorate_tests::script::walk::{Walked, walk, walk_with_witnesses};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,7 +14,7 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
-fn walk_or_panic(seed: u64, aloud: bool) -> Walked {
+fn walk_or_panic(walk: impl Fn(u64, bool) -> Walked, seed: u64, aloud: bool) -> Walked {
     catch_unwind(AssertUnwindSafe(|| walk(seed, aloud))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -24,9 +24,18 @@ fn walk_or_panic(seed: u64, aloud: bool) -> Walked {
 
 #[test]
 fn random_walks_stay_safe_and_recover() {
+    walk_many(walk);
+}
+
+#[test]
+fn random_walks_with_witnesses_stay_safe_and_recover() {
+    walk_many(walk_with_witnesses);
+}
+
+fn walk_many(walk: impl Fn(u64, bool) -> Walked + Copy) {
     quorate_tests::plant();
     if let Some(seed) = variable("WALK_SEED") {
-        let walked = walk_or_panic(seed, true);
+        let walked = walk_or_panic(walk, seed, true);
         assert!(walked.wrong.is_empty(), "seed {seed}: {:#?}", walked.wrong);
         return;
     }
@@ -37,7 +46,7 @@ fn random_walks_stay_safe_and_recover() {
     let mut stuck = 0;
     let mut failed = Vec::new();
     for seed in first..first + count {
-        let walked = walk_or_panic(seed, false);
+        let walked = walk_or_panic(walk, seed, false);
         chosen += walked.chosen;
         stuck += u64::from(walked.stuck);
         changes += walked.changes;

@@ -18,7 +18,7 @@ impl Configuration {
     /// Little endian: version u8 = 1, flags u8 (1: settled), quorum sizes of phase 1 and 2 u16 each
     /// (0: majorities), id u64, counts of voters, learners, witnesses and addresses u16 each, the
     /// active version of the protocol less 1, u16 (programs that speak only the first one refuse
-    /// what has another); then node u16 + incarnation u64 for each member; then for each address node u16, two
+    /// what has another); where there are witnesses, the number of copies u16; then node u16 + incarnation u64 for each member; then for each address node u16, two
     /// lengths u16, and the text of both.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -34,6 +34,9 @@ impl Configuration {
         }
         out.put_u16_le(self.addresses.len() as u16);
         out.put_u16_le(self.protocol.saturating_sub(PROTOCOL_FIRST));
+        if !self.witnesses.is_empty() {
+            out.put_u16_le(self.copies);
+        }
         for list in [&self.voters, &self.learners, &self.witnesses] {
             for member in list {
                 out.put_u16_le(member.node.0);
@@ -119,6 +122,7 @@ fn take(bytes: &mut &[u8]) -> Option<Configuration> {
     {
         return None;
     }
+    let copies = if counts[2] > 0 { bytes.try_get_u16_le().ok()? } else { 0 };
     let mut lists = [Vec::new(), Vec::new(), Vec::new()];
     for (list, count) in lists.iter_mut().zip(counts) {
         for _ in 0..count {
@@ -135,6 +139,7 @@ fn take(bytes: &mut &[u8]) -> Option<Configuration> {
         learners,
         witnesses,
         quorums: quorums.then_some(QuorumSizes { phase_one, phase_two }),
+        copies,
         protocol,
         addresses: Vec::new(),
     };
@@ -154,7 +159,7 @@ fn take_text(bytes: &mut &[u8], length: usize) -> Option<String> {
 }
 
 /// CRC-32C (RFC 3720, appendix B.4), bit by bit: a configuration is short, and rare.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);
@@ -176,7 +181,8 @@ mod tests {
         configuration.witnesses = configuration.voters.split_off(3);
         configuration.id = 7;
         configuration.settled = false;
-        configuration.protocol = 2;
+        configuration.protocol = 3;
+        configuration.copies = 2;
         configuration.quorums = Some(QuorumSizes { phase_one: 3, phase_two: 2 });
         let address = |node, peer: &str, client: &str| Address {
             node: NodeId(node),

@@ -49,6 +49,13 @@ impl Paxos {
             // An Accept implies a promise: its sender has won phase 1.
             self.acceptor.promise(ballot);
         }
+        if self.lacks_payloads(&accept.values) {
+            accept.values.clear();
+            return Err(Gap {
+                expected: self.acceptor.accepted_slot().next(),
+                found: accept.first,
+            });
+        }
         self.follow(ballot);
         if let Some(index) = self.peer_index(from) {
             self.peers[index].heard_at = Some(self.now);
@@ -69,7 +76,8 @@ impl Paxos {
         for value in accept.values.drain(..) {
             if slot > self.acceptor.accepted_slot() {
                 self.note_value(slot, &value);
-                self.acceptor.accept(slot, value);
+                let kept = self.kept(value);
+                self.acceptor.accept(slot, kept);
             }
             slot = slot.next();
         }

@@ -4,7 +4,9 @@
 use super::{LOG_READS_MAX, LogRead, Paxos};
 use crate::buggify::Point;
 use crate::role::Role;
-use crate::{Ballot, Configurations, Entry, Message, Mutant, Nanos, NodeId, Slot, requires};
+use crate::{
+    Ballot, Configurations, Entry, Message, Mutant, Nanos, NodeId, RowFlags, Slot, requires,
+};
 use alloc::vec::Vec;
 
 /// One request is outstanding at a time: the reply of at most `catch_up_bytes` is the flow control.
@@ -91,6 +93,9 @@ impl Paxos {
             return;
         }
         self.note_chosen_elsewhere(commit_slot);
+        if self.settings.witness {
+            self.catch_up.progressed_at = Nanos(0);
+        }
         if self.catch_up.asked.is_none()
             && let Some(source) = self.catch_up_source(None).or_else(|| self.if_it_reaches(from))
         {
@@ -112,6 +117,12 @@ impl Paxos {
     /// Whether others know more to be chosen.
     pub(super) fn is_behind(&self) -> bool {
         self.commit_slot < self.catch_up.target
+    }
+
+    /// Whether a witness waits in vain for what is chosen to be shown to it.
+    pub(super) fn is_left_behind(&self) -> bool {
+        let patience = Nanos(self.settings.election_timeout_min.0 / 2);
+        self.is_behind() && self.now.since(self.catch_up.progressed_at) >= patience
     }
 
     pub(super) fn on_catch_up_timer(&mut self) {
@@ -158,7 +169,9 @@ impl Paxos {
     /// Live peers that know more than we do.
     pub(super) fn peers_ahead(&self) -> impl Iterator<Item = &super::Peer> + '_ {
         let within = self.settings.election_timeout_min;
-        let ahead = |peer: &&super::Peer| peer.row.commit_slot > self.commit_slot;
+        let ahead = |peer: &&super::Peer| {
+            peer.row.commit_slot > self.commit_slot && !peer.row.flags.has(RowFlags::WITNESS)
+        };
         self.peers.iter().filter(ahead).filter(move |peer| self.hears(peer, within))
     }
 
@@ -178,6 +191,10 @@ impl Paxos {
     }
 
     fn ask(&mut self, source: NodeId) {
+        if self.settings.witness {
+            // Rule W2: values are of no use to it. See `Paxos::snapshot_wanted`.
+            return;
+        }
         let full = self.settings.cache_bytes_max;
         if self.acceptor.window.bytes() > full && self.applied_slot < self.commit_slot {
             // The state machine is behind and memory is bounded: asked again when it went on.
@@ -209,6 +226,9 @@ impl Paxos {
     }
 
     pub(super) fn on_catch_up_request(&mut self, from: NodeId, first: Slot, bytes_max: u32) {
+        if self.settings.witness {
+            return;
+        }
         let unchosen = self.settings.is(Mutant::CatchUpUnchosen);
         let last = if unchosen { self.last_slot() } else { self.commit_slot };
         let bytes_max = if self.settings.whims.has(Point::ShortCatchUp) { 1 } else { bytes_max };
@@ -269,7 +289,7 @@ impl Paxos {
         let asked = self.catch_up.asked.is_some_and(|(source, _)| source == from);
         let before = self.commit_slot;
         for mut entry in entries {
-            if entry.slot != self.commit_slot.next() {
+            if entry.slot != self.commit_slot.next() || entry.value.is_withheld() {
                 continue;
             }
             // The chosen value may stand here already, accepted under a higher ballot: a record

@@ -14,6 +14,8 @@ use core::fmt;
 
 /// A new voter may be so many slots behind the commit slot.
 const CAUGHT_UP_SLOTS: u64 = 1024;
+/// How many voters hold what is chosen, where there are witnesses and nobody said otherwise.
+const COPIES: u16 = 2;
 /// Who was removed is shipped to, so that it learns of it, for so many election time-outs.
 const LEAVING_TIMEOUTS: u64 = 10;
 
@@ -24,6 +26,11 @@ pub struct Change {
     pub voters: Vec<NodeId>,
     /// Who shall only receive the log.
     pub learners: Vec<NodeId>,
+    /// Whose votes shall count without payloads (rule W2).
+    pub witnesses: Vec<NodeId>,
+    /// How many voters shall hold what is chosen, where there are witnesses; as before if none, and two
+    /// where there was no witness before.
+    pub copies: Option<u16>,
     /// Sizes of quorums; majorities if none.
     pub quorums: Option<QuorumSizes>,
     /// Where members are reached, as far as it is not known or shall change.
@@ -69,6 +76,14 @@ pub enum Refusal {
         /// The active one.
         active: u16,
     },
+    /// A witness, or a replica that was started as one, would become a voter or a learner; or a replica that
+    /// keeps payloads a witness.
+    OtherKind {
+        /// Who.
+        node: NodeId,
+        /// Whether it was started as a witness.
+        witness: bool,
+    },
     /// Too few of the new voters work: the cluster would stand still.
     NoQuorum {
         /// How many do.
@@ -110,6 +125,16 @@ impl fmt::Display for Refusal {
                 f,
                 "replica {node} speaks the protocol up to version {speaks}, and version {active} is \
                  active: start it with a newer program"
+            ),
+            Self::OtherKind { node, witness: true } => write!(
+                f,
+                "replica {node} is a witness and keeps no payloads: it can only be a witness. To make it a \
+                 voter, remove it and start it without `witness` in an empty directory"
+            ),
+            Self::OtherKind { node, witness: false } => write!(
+                f,
+                "replica {node} was not started as a witness: remove it and start it with `witness` in an \
+                 empty directory"
             ),
             Self::NoQuorum { ready, needed } => write!(
                 f,
@@ -199,6 +224,16 @@ impl Paxos {
         }
         if self.settings.is(Mutant::SwitchTooEarly) {
             return Some(Configurations::new(self.configurations.latest().clone()));
+        }
+        if self.settings.is(Mutant::WitnessIsACopy) {
+            let any = |known: &Configuration| Configuration { copies: 0, ..known.clone() };
+            let mut all = Configurations::new(any(self.configurations.at(open)));
+            for (slot, configuration) in self.configurations.iter() {
+                if slot > self.commit_slot {
+                    all.note(slot, Some(any(configuration)));
+                }
+            }
+            return Some(all);
         }
         let (learners, removed) =
             (self.settings.is(Mutant::LearnersVote), self.settings.is(Mutant::RemovedVote));
@@ -413,6 +448,13 @@ impl Paxos {
             ..Configuration::of_voters(0, Vec::new())
         };
         next.voters = members(&change.voters);
+        next.witnesses = members(&change.witnesses);
+        if !next.witnesses.is_empty() {
+            let voters = u16::try_from(next.voters.len()).unwrap_or(u16::MAX);
+            let before = Some(latest.copies).filter(|copies| *copies > 0);
+            next.copies = change.copies.unwrap_or(before.unwrap_or(COPIES).min(voters));
+            next.protocol = next.protocol.max(crate::PROTOCOL_WITNESSES);
+        }
         // Of a learner nothing is counted, so that no change follows from what its disk is.
         for learner in &mut next.learners {
             learner.incarnation = Incarnation(0);
@@ -448,11 +490,12 @@ impl Paxos {
         let is_ready = |member: Member| {
             self.is_me(member) || lives(member) && behind(member.node) <= CAUGHT_UP_SLOTS
         };
+        self.check_kinds(latest, next)?;
         for member in next.electors() {
             if latest.electors().any(|before| before == member) {
                 continue;
             }
-            let (speaks, active) = (self.spoken_by(member.node), latest.protocol);
+            let (speaks, active) = (self.spoken_by(member.node), next.protocol);
             let heard = self.peer_index(member.node).map(|index| self.peers[index].heard_at);
             if heard.flatten().is_some() && speaks < active {
                 return Err(Refusal::TooOld { node: member.node, speaks, active });
@@ -467,6 +510,12 @@ impl Paxos {
         }
         let ready = next.electors().filter(|member| is_ready(*member)).count();
         let needed = next.quorum().max(next.election_quorum());
+        if ready < needed {
+            return Err(Refusal::NoQuorum { ready, needed });
+        }
+        // Rule W1: what is written needs its copies too.
+        let ready = next.voters.iter().filter(|member| is_ready(**member)).count();
+        let needed = usize::from(next.copies);
         if ready < needed {
             return Err(Refusal::NoQuorum { ready, needed });
         }

@@ -2,7 +2,7 @@
 
 use super::Paxos;
 use crate::role::Role;
-use crate::{Configurations, Mutant, Nanos, NodeId, Slot, ValueKind, ensures, requires};
+use crate::{Configurations, Mutant, Nanos, NodeId, RowFlags, Slot, ValueKind, ensures, requires};
 
 impl Paxos {
     /// The state machine stands at `slot` now, by a checkpoint that is durable here: one of this
@@ -97,6 +97,10 @@ impl Paxos {
         if self.poisoned || matches!(self.role, Role::Leader(_)) {
             return None;
         }
+        if self.settings.witness {
+            // Who decides is all that it wants of a checkpoint (W2).
+            return self.is_left_behind().then_some(self.commit_slot.next());
+        }
         let next = self.applied_slot.next();
         if next < self.log_first && next < self.acceptor.window.first() {
             return Some(self.log_first.previous());
@@ -115,8 +119,11 @@ impl Paxos {
     pub fn snapshot_source(&self, at_least: Slot, not: Option<NodeId>) -> Option<NodeId> {
         let leader = self.leader();
         let within = self.settings.election_timeout_min;
-        let able =
-            |peer: &&super::Peer| peer.row.applied_slot >= at_least && self.hears(peer, within);
+        let able = |peer: &&super::Peer| {
+            peer.row.applied_slot >= at_least
+                && self.hears(peer, within)
+                && !peer.row.flags.has(RowFlags::WITNESS)
+        };
         let turn =
             |node: NodeId| not.map_or(node.0, |not| node.0.wrapping_sub(not.0).wrapping_sub(1));
         let spared = |node: NodeId| not.is_none() && Some(node) == leader;

@@ -35,7 +35,7 @@ impl Paxos {
             self.notice(Notice::Leaderless);
         }
         self.role = Role::Follower;
-        if !self.votes() || !self.may_lead || !self.knows_members() {
+        if !self.votes() || !self.may_stand() || !self.knows_members() {
             return;
         }
         if self.lease_binds(self.next_ballot(), Ballot::ZERO) {
@@ -82,11 +82,11 @@ impl Paxos {
     pub(super) fn on_pre_vote(&mut self, from: NodeId, ballot: Ballot, commit_slot: Slot) {
         let promised = self.acceptor.promised();
         let far_behind = commit_slot.0 + BEHIND_SLOTS < self.commit_slot.0
-            && self.may_lead
+            && self.may_stand()
             && self.quorum_connected()
             && !matches!(self.role, Role::Leader(_));
         // Who knows that its removal is settled knows that nobody needs it any more (rule C8).
-        let needed = self.remembers && !self.knows_better(commit_slot);
+        let needed = self.word_counts() && !self.knows_better(commit_slot);
         let bound = self.lease_binds(ballot, Ballot::ZERO);
         let granted =
             needed && ballot > promised && !self.leader_is_alive() && !far_behind && !bound;
@@ -195,7 +195,7 @@ impl Paxos {
         self.round_seen = self.round_seen.max(ballot.round);
         // Whoever remembers answers: it may be a member by a configuration that only the candidate
         // knows yet, or one that it knows to be over and the candidate does not.
-        if ballot.node != from || !self.remembers {
+        if ballot.node != from || !self.word_counts() {
             return;
         }
         let promised = self.acceptor.promised();
@@ -223,7 +223,10 @@ impl Paxos {
         );
         // A repeated Prepare gets the same answer again.
         let hides = self.settings.is(Mutant::PromiseHidesRuns);
-        let from_slot = if hides { Slot(u64::MAX) } else { first.max(self.commit_slot.next()) };
+        // Rule W3: a witness says under which ballot it accepted what it knows to be chosen, since the
+        // candidate may hold it without knowing so.
+        let open = if self.settings.witness { first } else { first.max(self.commit_slot.next()) };
+        let from_slot = if hides { Slot(u64::MAX) } else { open };
         let runs = self.acceptor.window.runs(from_slot);
         let commit_slot = self.commit_slot;
         let incarnation = self.me().incarnation;
@@ -304,14 +307,17 @@ impl Paxos {
             promises.iter().any(|promise| promise.member.node == me),
             "a candidate adopts with its own promise among those that it has"
         );
-        let (chosen_through, chosen_source) = promises
-            .iter()
+        let (chosen_through, chosen_source) = self
+            .with_payloads(&promises, &found)
             .map(|promise| (promise.commit_slot, promise.member.node))
             // What was learned since the own promise counts too.
             .chain([(self.commit_slot, me)])
             .max_by_key(|&(slot, node)| (slot, node == me))
             .unwrap_or((self.commit_slot, me));
-        let best = self.best_reported(&promises, chosen_through);
+        let best = self.best_reported(self.with_payloads(&promises, &found), chosen_through);
+        let heeds_witnesses = self.heeds_witnesses(&promises, &found);
+        let awaits_copy =
+            heeds_witnesses && self.awaits_copy(&promises, &found, chosen_through, &best);
         let fetched = |slot: Slot, accepted: Ballot| {
             // What was fetched before another promise came.
             let (through, plan) = held.as_ref()?;
@@ -338,16 +344,28 @@ impl Paxos {
             true => Vec::new(),
             false => plan.collect(),
         };
-        let adopting =
-            Adopting { ballot, from, promises, found, chosen_through, chosen_source, plan };
+        let adopting = Adopting {
+            ballot,
+            from,
+            promises,
+            found,
+            chosen_through,
+            chosen_source,
+            plan,
+            heeds_witnesses,
+            awaits_copy,
+        };
+        if awaits_copy {
+            self.notice(Notice::AwaitsCopy(ballot));
+        }
         self.role = Role::Adopting(adopting);
         self.continue_adoption();
     }
 
     /// For each slot behind `chosen_through`: the highest ballot that is reported, and by whom.
-    fn best_reported(
+    fn best_reported<'a>(
         &self,
-        promises: &[PromiseHeld],
+        promises: impl Iterator<Item = &'a PromiseHeld>,
         chosen_through: Slot,
     ) -> Vec<(Ballot, NodeId)> {
         let me = self.settings.node;
@@ -390,6 +408,10 @@ impl Paxos {
             return false;
         }
         if known.is_quorum_from(self.commit_slot.next(), promised) {
+            if self.must_heed_witnesses(&known) {
+                self.begin_adoption();
+                return true;
+            }
             return false;
         }
         let found: Vec<Configuration> = known.deciding(self.commit_slot.next()).cloned().collect();
@@ -452,6 +474,13 @@ impl Paxos {
             index >= known && matches!(adoption, Adoption::Missing { .. })
         });
         let Some(index) = first else {
+            if adopting.awaits_copy {
+                // Rule W4 (b): another voter's promise, or what is learned to be chosen, changes that.
+                if self.commit_slot > adopting.chosen_through {
+                    self.begin_adoption();
+                }
+                return;
+            }
             if self.ask_found_members() {
                 return;
             }
@@ -463,6 +492,14 @@ impl Paxos {
             else {
                 return;
             };
+            requires!(
+                checked,
+                W4,
+                !adopting.awaits_copy
+                    && (adopting.heeds_witnesses
+                        || !self.heeds_witnesses(&adopting.promises, &adopting.found)),
+                "what a witness alone knows of is proposed over only where too few copies can be"
+            );
             requires!(
                 checked,
                 P5,
@@ -478,7 +515,14 @@ impl Paxos {
                 P5,
                 adopting.plan.iter().enumerate().skip(known).all(|(index, adoption)| {
                     let slot = Slot(adopting.chosen_through.0 + 1 + index as u64);
-                    let runs = adopting.promises.iter().flat_map(|promise| &promise.runs);
+                    // Of those that count (rule W4).
+                    let voters = self.with_payloads(&adopting.promises, &adopting.found);
+                    let heeded = |promise: &&PromiseHeld| {
+                        adopting.heeds_witnesses
+                            || voters.clone().any(|voter| voter.member == promise.member)
+                    };
+                    let promises = adopting.promises.iter().filter(heeded);
+                    let runs = promises.flat_map(|promise| &promise.runs);
                     let told = runs.filter(|run| run.first <= slot && slot <= run.last);
                     let newest = told.map(|run| run.ballot).max().unwrap_or(Ballot::ZERO);
                     match adoption {
@@ -505,6 +549,10 @@ impl Paxos {
         if ballot != self.acceptor.promised() || first < self.acceptor.window.first() {
             return;
         }
+        if self.settings.witness && !self.settings.is(Mutant::WitnessGives) {
+            // Rule W2. Nobody asks it who knows what it is.
+            return;
+        }
         let short = self.settings.whims.has(Point::ShortValues);
         let bytes_max = if short { 1 } else { self.settings.catch_up_bytes as usize };
         let entries = self.acceptor.window.entries(first, last, bytes_max);
@@ -513,6 +561,9 @@ impl Paxos {
 
     pub(super) fn on_values(&mut self, ballot: Ballot, entries: Vec<Entry>) {
         let any = self.settings.is(Mutant::AdoptAnyBallot);
+        if entries.iter().any(|entry| self.lacks_payloads(core::slice::from_ref(&entry.value))) {
+            return;
+        }
         let Role::Adopting(adopting) = &mut self.role else { return };
         if adopting.ballot != ballot {
             return;
@@ -593,6 +644,25 @@ impl Paxos {
         self.leader_heard_at = Some(self.now);
         self.rest_election_timer();
         self.meet_leader(ballot.node);
+    }
+
+    /// Whether this replica hears from a quorum, itself included: one that no other leader's misses if it
+    /// leads, one that elects leaders if not.
+    pub(super) fn quorum_connected(&self) -> bool {
+        self.quorum_heard(self.settings.election_timeout_min)
+    }
+
+    /// Whether such a quorum showed a sign of life within `within`.
+    pub(super) fn quorum_heard(&self, within: Nanos) -> bool {
+        let from = self.commit_slot.next();
+        let hears = |member| {
+            let peer = || self.present(member);
+            self.is_me(member) || peer().is_some_and(|peer| self.hears(peer, within))
+        };
+        match &self.role {
+            Role::Leader(_) => self.configurations.is_commit_quorum_from(from, hears),
+            _ => self.configurations.is_quorum_from(from, hears),
+        }
     }
 
     /// A leader that has not heard from a quorum for an election time-out steps down.

@@ -48,6 +48,7 @@ impl Paxos {
         let progress = self.peers.iter().map(|peer| Progress {
             // What it had accepted is re-proposed under our ballot, from its commit on.
             next: peer.row_is_current.then(|| peer.row.commit_slot.next()),
+            stands_at: (Slot::ZERO, self.now),
             ..Progress::unknown(peer.node)
         });
         let progress = progress.collect();
@@ -137,7 +138,8 @@ impl Paxos {
     }
 
     /// The next record for `peer`: values that together take at most about `bytes_max`, at least
-    /// one if any is due. Tell [`Paxos::shipped`] when it was posted.
+    /// one if any is due. Tell [`Paxos::shipped`] when it was posted. A witness gets none of these, see
+    /// [`Paxos::next_withheld_shipment`].
     #[must_use]
     pub fn next_shipment(
         &self,
@@ -147,7 +149,7 @@ impl Paxos {
         let leader = self.role.leader()?;
         let first = leader.progress(peer)?.next?;
         let window = &self.acceptor.window;
-        if first < window.first() || first > window.last() {
+        if first < window.first() || first > window.last() || self.is_witness_peer(peer) {
             return None;
         }
         let mut last = first;
@@ -267,7 +269,9 @@ impl Paxos {
             if first && self.settings.is(Mutant::CommitOnMinority) {
                 return own;
             }
-            let any_disk = self.settings.is(Mutant::AnyDiskVotes) || miscounted.is_some();
+            let copies_only = self.settings.is(Mutant::WitnessIsACopy);
+            let any_disk =
+                self.settings.is(Mutant::AnyDiskVotes) || miscounted.is_some() && !copies_only;
             let same_disk = progress.incarnation == member.incarnation || any_disk;
             if same_disk { progress.matched } else { Slot::ZERO }
         });

@@ -14,6 +14,7 @@ mod reading;
 mod repairing;
 mod transferring;
 mod versions;
+mod witnessing;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
 use crate::buggify::Point;
@@ -85,6 +86,9 @@ pub enum Notice {
         /// Whether the switch to it is known to be chosen by those who stay.
         settled: bool,
     },
+    /// This candidate waits: a witness knows of something that may have been chosen, and too few voters
+    /// promised this ballot to rule that out (rule W4).
+    AwaitsCopy(Ballot),
     /// The configuration in this slot cannot be read, or needs a newer version of the protocol than
     /// this replica speaks: it votes no more.
     StrangeConfiguration(Slot),
@@ -280,6 +284,7 @@ impl Paxos {
             }
             self.keep_lease();
             self.watch_leadership();
+            self.watch_voters();
             self.raise_protocol();
             self.count_idle_beat();
         }
@@ -563,14 +568,17 @@ impl Paxos {
         if self.quorum_connected() {
             flags |= RowFlags::QUORUM_CONNECTED;
         }
-        if !self.remembers && !self.poisoned {
+        if !self.word_counts() && !self.poisoned {
             flags |= RowFlags::AMNESIAC;
         }
         if self.poisoned {
             flags |= RowFlags::POISONED;
         }
-        if !self.may_lead {
+        if !self.may_stand() {
             flags |= RowFlags::UNWILLING;
+        }
+        if self.settings.witness {
+            flags |= RowFlags::WITNESS;
         }
         flags |= u64::from(self.settings.priority) << RowFlags::PRIORITY_SHIFT;
         if self.settings.protocol > crate::PROTOCOL_FIRST {
@@ -648,25 +656,6 @@ impl Paxos {
     fn hears(&self, peer: &Peer, within: Nanos) -> bool {
         peer.heard_at.is_some_and(|at| self.now.since(at) < within)
     }
-
-    /// Whether this replica hears from a quorum, itself included: one that chooses slots if it leads,
-    /// one that elects leaders if not.
-    fn quorum_connected(&self) -> bool {
-        self.quorum_heard(self.settings.election_timeout_min)
-    }
-
-    /// Whether such a quorum showed a sign of life within `within`.
-    fn quorum_heard(&self, within: Nanos) -> bool {
-        let from = self.commit_slot.next();
-        let hears = |member| {
-            let peer = || self.present(member);
-            self.is_me(member) || peer().is_some_and(|peer| self.hears(peer, within))
-        };
-        match &self.role {
-            Role::Leader(_) => self.configurations.is_commit_quorum_from(from, hears),
-            _ => self.configurations.is_quorum_from(from, hears),
-        }
-    }
 }
 
 /// Questions that change nothing.
@@ -683,6 +672,7 @@ impl Paxos {
         match &self.role {
             Role::Leader(_) => RoleName::Leader,
             Role::Candidate(_) | Role::Adopting(_) | Role::PreCandidate(_) => RoleName::Candidate,
+            Role::Follower if self.votes() && self.settings.witness => RoleName::Witness,
             Role::Follower if self.votes() => RoleName::Follower,
             Role::Follower => RoleName::Learner,
         }
@@ -758,7 +748,7 @@ impl Paxos {
     /// Whether this replica's votes count: it remembers, and a configuration names it.
     #[must_use]
     pub fn votes(&self) -> bool {
-        self.remembers && self.is_named()
+        self.word_counts() && self.is_named()
     }
 
     /// Who decides what.

@@ -124,18 +124,29 @@ impl Paxos {
             let batch = core::mem::take(&mut self.reads.aged);
             return self.release_reads(batch, self.commit_slot);
         }
-        match &mut self.role {
-            Role::Leader(leader) => {
+        let barrier = self.role.leader().map_or(Slot::ZERO, |leader| leader.barrier);
+        let readable = self.commit_slot >= self.readable_from(barrier);
+        match &self.role {
+            Role::Leader(_) => {
                 // Before the first own entry is chosen, the commit slot may be behind what an
                 // earlier leader acknowledged.
                 let early = self.settings.is(Mutant::ReadBeforeBarrier);
-                if self.reads.confirming.is_some() || (self.commit_slot < leader.barrier && !early)
-                {
+                if self.reads.confirming.is_some() || (!readable && !early) {
+                    return;
+                }
+                // Before the barrier is chosen (rule W7) only what was asked here is answered: a repair asks
+                // for the barrier itself (rule A8).
+                let all = self.commit_slot >= barrier || early;
+                let local = self.reads.aged.local.max(self.reads.waiting.local);
+                if !all && local.is_none() {
                     return;
                 }
                 let ping = self.next_ping();
                 let mut batch = core::mem::take(&mut self.reads.aged);
                 batch.merge(core::mem::take(&mut self.reads.waiting));
+                if !all {
+                    self.reads.waiting.peers = core::mem::take(&mut batch.peers);
+                }
                 self.reads.confirming = Some((ping, self.commit_slot, batch));
                 self.mark_rows_due();
                 self.settle_reads();
@@ -181,7 +192,7 @@ impl Paxos {
     pub(super) fn settle_reads(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
         let Some((ping, slot, _)) = &self.reads.confirming else {
-            if self.commit_slot >= leader.barrier {
+            if self.commit_slot >= self.readable_from(leader.barrier) {
                 self.start_reads();
             }
             return;

@@ -174,7 +174,7 @@ impl Paxos {
         let next = self.next_ballot();
         if follows
             && self.votes()
-            && self.may_lead
+            && self.may_stand()
             && self.knows_members()
             && self.quorum_connected()
             && !self.lease_binds(next, ballot)

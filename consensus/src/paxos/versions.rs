@@ -31,6 +31,7 @@ impl Paxos {
         };
         let all = latest.members().map(|member| spoken(member.node));
         let Some(Some(newest)) = all.min() else { return };
+        let newest = newest.min(crate::PROTOCOL_RISES_TO);
         if newest <= latest.protocol {
             return;
         }

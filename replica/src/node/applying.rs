@@ -70,6 +70,10 @@ impl Node {
         }
         let mut busy = false;
         for entry in entries.into_iter().take_while(|entry| entry.slot <= commit) {
+            if entry.value.is_withheld() && !self.options.witness {
+                self.leave_the_quorum(&super::NodeError::Kind { witness: false }.to_string());
+                return busy;
+            }
             self.apply_value(entry.slot, &entry.value);
             self.shared.gate.applied(entry.slot, self.time_ms);
             if let Some(core) = &mut self.core {
@@ -86,6 +90,9 @@ impl Node {
     fn apply_value(&mut self, slot: Slot, value: &Value) {
         // Before anyone gets a reply of this slot.
         self.shared.applied.store(slot.0, Ordering::Release);
+        if self.options.witness {
+            return;
+        }
         while self.proposed.front().is_some_and(|(proposed, _)| *proposed <= slot) {
             if let Some((_, at)) = self.proposed.pop_front() {
                 let micros = self.clock.now.since(at).0 / 1_000;

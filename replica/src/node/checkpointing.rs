@@ -6,6 +6,7 @@ use crate::front::{CheckpointSender, Failure, Notification, Reason};
 use crate::machine::{Absent, StateMachine};
 use crate::options::nanos;
 use crate::status::{CheckpointStatus, CheckpointTaken, Receiving};
+use crate::witness::Standing;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{Configurations, Message, Mutant, Nanos, Slot};
 use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId};
@@ -45,9 +46,22 @@ pub(super) struct Checkpoints {
     failed: u64,
     received: u64,
     pub(super) error: String,
+    /// What a voter told this witness, and is being made durable.
+    standing: Option<Standing>,
 }
 
 impl Checkpoints {
+    /// Whether one is being taken.
+    pub(super) fn is_taking(&self) -> bool {
+        self.taking
+    }
+
+    /// What a voter told is being made durable.
+    pub(super) fn begin_standing(&mut self, standing: Standing) {
+        self.taking = true;
+        self.standing = Some(standing);
+    }
+
     pub(super) fn new(
         steps: CheckpointSteps,
         supported: bool,
@@ -75,6 +89,7 @@ impl Checkpoints {
             failed: 0,
             received: 0,
             error: String::new(),
+            standing: None,
         }
     }
 
@@ -175,7 +190,7 @@ impl Node {
         let written = self.log.statistics().bytes_written - checkpoints.begun_bytes;
         let interval = nanos(options.checkpoint_interval);
         (options.checkpoint_log_bytes > 0 && written >= options.checkpoint_log_bytes)
-            || (options.checkpoint_slots > 0 && slots >= options.checkpoint_slots)
+            || (self.checkpoint_slots() > 0 && slots >= self.checkpoint_slots())
             || (interval > Nanos(0) && now.since(checkpoints.begun_at) >= interval)
     }
 
@@ -222,12 +237,16 @@ impl Node {
     fn on_taken(&mut self, taken: Result<Checkpoint, CheckpointError>) {
         self.checkpoints.taking = false;
         self.checkpoints.nothing_given = false;
+        let standing = self.checkpoints.standing.take();
         let waiting = std::mem::take(&mut self.checkpoints.answering);
         let outcome = match taken {
             Ok(checkpoint) => {
                 let (slot, bytes) = (checkpoint.id.slot, checkpoint.bytes);
                 tracing::info!(%slot, bytes, "a checkpoint was taken");
                 self.checkpoints.taken += 1;
+                if let Some(standing) = standing {
+                    self.adopt_standing(standing);
+                }
                 self.on_installed(checkpoint);
                 self.notify(Notification::CheckpointTaken(slot));
                 Ok(CheckpointTaken { slot, bytes })
@@ -264,7 +283,7 @@ impl Node {
         // peer need not begin again; but not more of the log than as much again as is kept anyway.
         let (keep, log_bytes) =
             (self.options.checkpoints_kept.max(1), self.options.checkpoint_log_bytes);
-        let own = log_bytes.saturating_mul(keep as u64).saturating_add(self.options.log_tail_bytes);
+        let own = log_bytes.saturating_mul(keep as u64).saturating_add(self.log_tail_bytes());
         let held = log_bytes == 0 || self.log.disk_bytes() <= own.saturating_mul(2);
         let surplus = if held { 0 } else { installed.len().saturating_sub(keep) };
         let Some(oldest) = installed.get(surplus) else { return };
@@ -272,7 +291,7 @@ impl Node {
             return;
         }
         let below = oldest.id.slot.next();
-        if let Err(error) = self.log.trim_keeping(below, self.options.log_tail_bytes) {
+        if let Err(error) = self.log.trim_keeping(below, self.log_tail_bytes()) {
             self.fail_log(&error);
             return;
         }
@@ -316,6 +335,10 @@ impl Node {
         };
         if let Some(core) = &mut self.core {
             core.on_checkpoint(self.clock.now, slot, head.configurations);
+        }
+        if self.options.witness {
+            self.trim_log();
+            return;
         }
         // Commands of this replica's clients may have been applied below the slot: their outcomes are
         // in the table.

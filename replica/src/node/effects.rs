@@ -21,6 +21,9 @@ use std::sync::atomic::Ordering;
 impl Node {
     /// Moves commands on: into the log if this replica leads, to the leader if another one does.
     pub(super) fn send_commands(&mut self) {
+        if self.options.witness {
+            return;
+        }
         let Some(core) = &self.core else { return };
         let led_by = core.leader_ballot();
         if led_by != self.led_by {
@@ -270,8 +273,15 @@ impl Node {
         for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up) {
             let peer = lanes.peer;
             loop {
-                let shipped = {
-                    let limit = self.options.batch_bytes_max;
+                let limit = self.options.batch_bytes_max;
+                let shipped = if core.is_witness_peer(peer) {
+                    let Some(shipment) = core.next_withheld_shipment(peer, limit) else { break };
+                    let Shipment { ballot, first, commit_slot, values, .. } = shipment;
+                    let transport = self.transport.as_mut();
+                    let (writer, values) = (&mut lanes.ring_writer, values.iter());
+                    let shipped = writer.ship(transport, peer, ballot, first, commit_slot, values);
+                    shipped.map(|shipped| Slot(first.0 + shipped.count as u64 - 1))
+                } else {
                     let Some(shipment) = core.next_shipment(peer, limit) else { break };
                     let Shipment { ballot, first, commit_slot, values, .. } = shipment;
                     let transport = self.transport.as_mut();
@@ -388,6 +398,14 @@ impl Node {
                 Notice::Configured { id, settled } => {
                     tracing::info!(configuration = id, settled, "members");
                     Notification::Configured { id, settled }
+                }
+                Notice::AwaitsCopy(ballot) => {
+                    tracing::warn!(
+                        %ballot,
+                        "a witness knows of something that may have been chosen, and no voter that is up \
+                         holds it: waiting for another voter; start those that are down"
+                    );
+                    continue;
                 }
                 Notice::StrangeConfiguration(slot) => {
                     tracing::error!(

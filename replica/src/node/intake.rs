@@ -321,6 +321,11 @@ impl Node {
         let now = self.clock.now;
         while self.waiting.len() < WAITING_MAX {
             let Some(request) = self.shared.requests.pop() else { break };
+            if self.options.witness && !matches!(request, Request::Checkpoint { .. }) {
+                self.shared.bytes.fetch_sub(request.length(), Ordering::Relaxed);
+                self.refuse_as_witness(request);
+                continue;
+            }
             self.waiting.push_back((request, now));
         }
         if self.core.is_none() {

@@ -12,6 +12,7 @@ mod intake;
 mod members;
 mod reporting;
 mod snapshots;
+mod witnessing;
 
 use crate::checkpoint::CheckpointSteps;
 use crate::founding::Founding;
@@ -23,6 +24,7 @@ use crate::options::{NodeOptions, nanos};
 use crate::origin::Origin;
 use crate::relay::Relay;
 use crate::status::{Counters, Latencies};
+use crate::witness::Witness;
 use bytes::{Bytes, BytesMut};
 use checkpointing::Checkpoints;
 use quorate_consensus::buggify::Point;
@@ -81,6 +83,17 @@ pub enum NodeError {
         active: u16,
         /// The newest that this replica speaks.
         speaks: u16,
+    },
+    /// A witness was started as another replica, or the other way round.
+    #[error("{}", match .witness {
+        true => "this replica was started as a witness, and its log or its cluster has it for one that keeps \
+                 payloads: start it without `witness`, or remove it from the cluster and empty its directory",
+        false => "this replica is a witness, by its log or its cluster, and was not started as one: start it \
+                  with `witness`, or remove it from the cluster and empty its directory",
+    })]
+    Kind {
+        /// How it was started.
+        witness: bool,
     },
     /// The directory holds a founding document that cannot be read.
     #[error(
@@ -185,6 +198,7 @@ impl Node {
         machine: Box<dyn StateMachine>,
     ) -> Result<Self, NodeError> {
         options.check().map_err(NodeError::Options)?;
+        let machine = if options.witness { Box::new(Witness) } else { machine };
         let largest = options.command_bytes_max + BATCH_OVERHEAD_BYTES;
         if largest > log.value_bytes_max() {
             return Err(NodeError::Options(format!(
@@ -322,6 +336,7 @@ impl Node {
         settings.election_timeout_min = nanos(self.options.election_timeout_min);
         settings.election_timeout_max = nanos(self.options.election_timeout_max);
         settings.priority = self.options.priority;
+        settings.witness = self.options.witness;
         settings.protocol = self.options.protocol;
         settings.lease = nanos(self.options.lease);
         settings.quiet_after = self.options.quiet_after;
@@ -338,6 +353,7 @@ impl Node {
         if active > speaks {
             return Err(NodeError::Protocol { active, speaks });
         }
+        self.check_kind(&restored)?;
         tracing::info!(
             cluster = format_args!("{:016x}", genesis.cluster),
             promised = %restored.promised,
@@ -385,7 +401,16 @@ impl Node {
         let is_empty = recovered.last_slot == Slot::ZERO;
         let log_first = if is_empty { newest.next() } else { self.log.first_slot() };
         let mut accepted = Vec::new();
-        if remembers {
+        let mut commit_slot = commit_slot;
+        if remembers && self.options.witness {
+            // A witness can say under which ballot it accepted what it knows to be chosen (rule W3), if its
+            // log has all of that.
+            self.read_accepted(newest, &mut accepted)?;
+            let last = accepted.last().map_or(newest, |entry| entry.slot);
+            commit_slot = if last >= commit_slot { newest } else { commit_slot };
+        }
+        if remembers && (commit_slot > newest || !self.options.witness) {
+            accepted.clear();
             self.read_accepted(commit_slot, &mut accepted)?;
         }
         let (configurations, members_from) = self.configurations_of(genesis, commit_slot)?;

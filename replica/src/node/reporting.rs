@@ -26,6 +26,7 @@ pub(super) fn initial_status(options: &NodeOptions, log: &Log, latencies: &Laten
         last_slot: Slot::ZERO,
         digest: 0,
         votes: false,
+        witness: options.witness,
         configuration: None,
         holds_lease: false,
         medium: log.medium(),
@@ -115,6 +116,7 @@ impl Node {
                     core.configurations().latest().votes(peer, row.incarnation)
                 }),
             poisoned: row.flags.has(RowFlags::POISONED),
+            witness: row.flags.has(RowFlags::WITNESS),
         }
     }
 
@@ -136,8 +138,10 @@ impl Node {
             );
         }
         if self.founding.as_ref().is_some_and(Founding::joins) {
-            return "this replica waits to be made a member: run `quorate member add` for it"
-                .into();
+            let how = if self.options.witness { " --witness" } else { "" };
+            return format!(
+                "this replica waits to be made a member: run `quorate member add{how}` for it"
+            );
         }
         if let Some(founding) = &self.founding {
             let missing: Vec<_> = founding.missing().iter().map(ToString::to_string).collect();

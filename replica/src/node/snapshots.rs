@@ -46,6 +46,9 @@ impl Node {
         if self.checkpoints.restoring || self.log_failure.is_some() {
             return;
         }
+        if self.options.witness && self.checkpoints.is_taking() {
+            return;
+        }
         if self.checkpoints.transfer.as_ref().is_some_and(|transfer| transfer.writing) {
             return;
         }
@@ -103,6 +106,9 @@ impl Node {
         first: u64,
         bytes_max: u32,
     ) {
+        if self.options.witness || self.tell_standing(from, at_least) {
+            return;
+        }
         let Some(genesis) = &self.genesis else { return };
         let cluster = genesis.cluster;
         let id = CheckpointId { slot, digest, cluster };
@@ -138,6 +144,13 @@ impl Node {
         }
         if slot < at_least || bytes.is_empty() {
             transfer.give_up_at = transfer.give_up_at.min(now + NEXT_SOURCE_AFTER);
+            return;
+        }
+        if self.options.witness {
+            self.checkpoints.transfer = None;
+            if blocks == 0 {
+                self.on_standing(slot, &bytes);
+            }
             return;
         }
         let id = CheckpointId { slot, digest, cluster: genesis.cluster };

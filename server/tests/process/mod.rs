@@ -441,6 +441,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
             listen_peer: None,
             spin_us: 0,
             join: false,
+            witness: false,
             segment_bytes: 16 << 20,
             priority: 100,
             protocol_max: None,

@@ -6,8 +6,8 @@ use super::replica::{Read, Replica, founding};
 use super::show;
 use bytes::Bytes;
 use quorate_consensus::{
-    Accept, Change, Configurations, Incarnation, Message, Nanos, NodeId, Paxos, RoleName, Settings,
-    Slot, Value, ValueKind,
+    Accept, Change, Configurations, Incarnation, Message, Nanos, NodeId, PROTOCOL_WITNESSES, Paxos,
+    RoleName, Settings, Slot, Value, ValueKind,
 };
 use std::collections::BTreeMap;
 
@@ -22,8 +22,14 @@ const TRACE_MAX: usize = 1_000;
 pub struct Options {
     /// How many voters, numbered from 1.
     pub nodes: u16,
+    /// How many witnesses, with the numbers behind those.
+    pub witnesses: u16,
+    /// How many voters must hold what is chosen, where there are witnesses.
+    pub copies: u16,
     /// How many more replicas, which may be made members.
     pub spares: u16,
+    /// How many more again, which were started as witnesses.
+    pub spare_witnesses: u16,
     /// Seeds the election timers (200 to 400 ms). Without one they are a ladder: 200 ms for the
     /// first of `order`, 20 ms more for each further one, so that a script knows who comes first.
     pub seed: Option<u64>,
@@ -55,7 +61,10 @@ impl Options {
     pub fn new(nodes: u16) -> Self {
         Self {
             nodes,
+            witnesses: 0,
+            copies: 0,
             spares: 0,
+            spare_witnesses: 0,
             seed: None,
             order: Vec::new(),
             cache_bytes_max: 1 << 20,
@@ -80,7 +89,13 @@ impl Options {
         settings.catch_up_bytes = self.catch_up_bytes;
         settings.window_slots_max = self.window_slots_max;
         // Founding members are told of each other, who joins of everybody.
-        let told_of = if node.0 <= self.nodes { self.nodes } else { self.nodes + self.spares };
+        let founders = self.nodes + self.witnesses;
+        let full = founders + self.spares;
+        settings.witness = (self.nodes < node.0 && node.0 <= founders) || node.0 > full;
+        if self.witnesses + self.spare_witnesses > 0 {
+            settings.protocol = PROTOCOL_WITNESSES;
+        }
+        let told_of = if node.0 <= founders { founders } else { full + self.spare_witnesses };
         settings.contacts = (1..=told_of).map(NodeId).collect();
         match self.seed {
             Some(seed) => settings.seed = seed.wrapping_mul(31).wrapping_add(u64::from(node.0)),
@@ -93,6 +108,16 @@ impl Options {
         }
         settings
     }
+}
+
+/// Commands with this text. What a witness keeps tells values apart as far as their checksums do, so that
+/// they have some, which nobody verifies here (FNV-1a).
+#[must_use]
+pub fn value_of(text: &str) -> Value {
+    let mix = |sum: u32, byte: &u8| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    let checksum = text.as_bytes().iter().fold(0x811c_9dc5, mix);
+    let bytes = Bytes::copy_from_slice(text.as_bytes());
+    Value { kind: ValueKind::Commands, checksum, bytes }
 }
 
 /// A cluster under test.
@@ -116,9 +141,10 @@ impl Cluster {
     /// All replicas alive, all links up, nothing delivered yet.
     #[must_use]
     pub fn new(options: &Options) -> Self {
-        let nodes: Vec<NodeId> = (1..=options.nodes + options.spares).map(NodeId).collect();
+        let all = options.nodes + options.witnesses + options.spares + options.spare_witnesses;
+        let nodes: Vec<NodeId> = (1..=all).map(NodeId).collect();
         let replica = |node: &NodeId| (*node, Replica::new(options.settings(*node)));
-        let configurations = founding(options.nodes);
+        let configurations = founding(options.nodes, options.witnesses, options.copies);
         let mut cluster = Self {
             now: Nanos(0),
             replicas: nodes.iter().map(replica).collect(),
@@ -240,8 +266,7 @@ impl Cluster {
 
     /// Proposes a value; false if the replica refuses.
     pub fn propose(&mut self, node: NodeId, text: &str) -> bool {
-        let bytes = Bytes::copy_from_slice(text.as_bytes());
-        let value = Value { kind: ValueKind::Commands, checksum: 0, bytes };
+        let value = value_of(text);
         let slot = self.event(node, |core, _| core.propose(value)).flatten();
         match slot {
             Some(slot) => self.chat(|| format!("{node:?} proposes {slot:?} [{text}]")),

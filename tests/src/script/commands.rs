@@ -2,13 +2,13 @@
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [quiet=BEATS] [prefers=N] [spares=K]` | a new cluster of N voters (see [`Options`]) |
+//! | `cluster N [order=3,1,2] [seed=S] [cache=B] [catch-up=B] [window=S] [record=B] [rows=R] [lease=T] [drift=PPM] [quiet=BEATS] [prefers=N] [witnesses=K copies=C] [spares=K] [spare-witnesses=K]` | a new cluster of N voters (see [`Options`]) |
 //! | `run 500ms` | time passes, everything is delivered at once |
 //! | `tick 50ms [1 2]` | time passes, only these notice (all, if none is named), nothing is delivered |
 //! | `settle` | delivers until nothing is in flight |
 //! | `deliver 1 2 [Kind\|accept\|row]` | delivers all of 1 to 2, or the next of that kind; `deliver all` delivers what is in flight now |
 //! | `propose 1 a b`, `fill 1 500`, `read 2` | client requests |
-//! | `members 1 1,2,4 [learners=5] [quorums=3/2] [readmit=4]` | a change of members (`cluster 3 spares=2` has replicas 4 and 5) |
+//! | `members 1 1,2,4 [learners=5] [witnesses=6 copies=2] [quorums=3/2] [readmit=4]` | a change of members (`cluster 3 spares=2` has replicas 4 and 5) |
 //! | `transfer 1 [2]`, `unwilling 1`, `willing 1` | leadership goes to 2, or to whoever is best; a replica may not lead, and may again; `distrust 1`: its clock looked wrong |
 //! | `hold-persist 2`, `persist 2 [K]`, `release-persist 2` | durability by hand |
 //! | `crash 1`, `restart 1 [commit=S]`, `wipe 1`, `poison 1`, `pause 1`, `resume 1` | processes and disks |
@@ -20,13 +20,12 @@
 //! | `state`, `log`, `queue`, `chosen`, `configurations`, `wants` | what is; the last: who needs a checkpoint |
 //! | `quietly COMMAND` | the same with news only |
 
-use super::cluster::{Cluster, Options};
+use super::cluster::{Cluster, Options, value_of};
 use super::network::{InFlight, Lane};
 use super::show;
-use bytes::Bytes;
 use quorate_consensus::{
     Accept, Ballot, Change, Entry, Incarnation, Message, Nanos, NodeId, QuorumSizes, Row, RowFlags,
-    Run, Slot, Value, ValueKind,
+    Run, Slot, Value,
 };
 
 /// Runs the commands of one script file on one cluster.
@@ -118,6 +117,9 @@ impl Interpreter {
                 "drift" => options.clock_drift_ppm = number(value)?,
                 "rows" => options.rows_max = number(value)?,
                 "spares" => options.spares = number(value)?,
+                "witnesses" => options.witnesses = number(value)?,
+                "spare-witnesses" => options.spare_witnesses = number(value)?,
+                "copies" => options.copies = number(value)?,
                 "record" => options.record_bytes = number(value)?,
                 _ => return Err(format!("no setting is named {name}")),
             }
@@ -213,6 +215,8 @@ impl Interpreter {
         for setting in rest {
             match setting.split_once('=').ok_or("a setting is name=value")? {
                 ("learners", value) => change.learners = list(value)?,
+                ("witnesses", value) => change.witnesses = list(value)?,
+                ("copies", value) => change.copies = Some(number(value)?),
                 ("readmit", value) => change.readmit = list(value)?,
                 ("quorums", value) => {
                     let (one, two) = value.split_once('/').ok_or("quorums are 3/2")?;
@@ -453,8 +457,7 @@ fn value(text: &str) -> Value {
     if text == "-" {
         return Value::noop();
     }
-    let bytes = Bytes::copy_from_slice(text.as_bytes());
-    Value { kind: ValueKind::Commands, checksum: 0, bytes }
+    value_of(text)
 }
 
 /// `a@b1.1 b@b1.1`, for consecutive slots.

@@ -2,9 +2,11 @@
 //! [`Paxos`] ask for, checked, and carried on.
 
 use super::cluster::Cluster;
-use super::replica::Pending;
+use super::replica::{Pending, Replica};
 use super::show;
-use quorate_consensus::{Accept, NodeId, Notice, Paxos, Persist, PersistNumber, RowFlags, Slot};
+use quorate_consensus::{
+    Accept, NodeId, Notice, Paxos, Persist, PersistNumber, RowFlags, Shipment, Slot,
+};
 
 impl Cluster {
     /// Makes the first `count` waiting persists durable. Returns the number of the last one.
@@ -47,6 +49,7 @@ impl Cluster {
             busy |= self.apply(node);
             busy |= self.release_reads(node);
             busy |= self.ship(node);
+            busy |= self.show_members(node);
             if !busy {
                 break;
             }
@@ -145,8 +148,10 @@ impl Cluster {
             let Some(life) = replica.life.as_mut() else { return busy };
             let Some((slot, value)) = life.next_to_apply(&replica.disk) else { return busy };
             busy = true;
-            life.absorb(slot, &value);
-            self.ledger.i7_equal_slot_equal_digest(node, slot, &value, life.digest);
+            if !life.core.is_witness() {
+                life.absorb(slot, &value);
+                self.ledger.i7_equal_slot_equal_digest(node, slot, &value, life.digest);
+            }
             life.core.on_applied(slot);
         }
     }
@@ -189,7 +194,13 @@ impl Cluster {
             while self.network.has_credit(node, peer) {
                 let record_bytes = self.record_bytes;
                 let Some(core) = self.core_mut(node) else { return busy };
-                let accept = {
+                let accept = if core.is_witness_peer(peer) {
+                    let Some(shipment) = core.next_withheld_shipment(peer, record_bytes) else {
+                        break;
+                    };
+                    let Shipment { ballot, first, commit_slot, values, .. } = shipment;
+                    Accept { ballot, first, commit_slot, values }
+                } else {
                     let Some(shipment) = core.next_shipment(peer, record_bytes) else { break };
                     Accept {
                         ballot: shipment.ballot,
@@ -207,6 +218,30 @@ impl Cluster {
             }
         }
         busy
+    }
+
+    /// A witness that was left behind is told by a voter who decides, as the replica does it.
+    fn show_members(&mut self, node: NodeId) -> bool {
+        let now = self.now;
+        let Some(core) = self.replicas.get(&node).and_then(Replica::core) else { return false };
+        let wanted = core.snapshot_wanted().filter(|_| core.is_witness());
+        let Some(source) = wanted.and_then(|slot| core.snapshot_source(slot, None)) else {
+            return false;
+        };
+        let giver = self.replicas.get(&source).filter(|replica| replica.runs());
+        let reached = self.network.is_up(source, node) && self.network.is_up(node, source);
+        let Some(giver) = giver.and_then(Replica::core).filter(|_| reached) else { return false };
+        let slot = giver.commit_slot();
+        let known = giver.configurations().as_of(slot);
+        let Some(replica) = self.replicas.get_mut(&node) else { return false };
+        let Some(life) = replica.life.as_mut() else { return false };
+        if slot <= life.core.commit_slot() || replica.poisoned {
+            return false;
+        }
+        replica.disk.checkpoint = Some((slot, known.clone()));
+        life.core.on_checkpoint(now, slot, known);
+        self.chat(|| format!("{node:?} is told by {source:?} that all up to {slot:?} is chosen"));
+        true
     }
 
     fn publish_rows(&mut self, node: NodeId) {

@@ -7,7 +7,8 @@
 //! are those of the reliability plan (I1 to I13).
 
 use quorate_consensus::{
-    Ballot, Configuration, Entry, Member, Message, NodeId, Repair, Row, Slot, Value, ValueKind,
+    Ballot, Configuration, Configurations, Entry, Member, Message, NodeId, Repair, Row, Slot,
+    Value, ValueKind,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +25,8 @@ pub struct Disk {
     pub remembers: bool,
     /// Entries were lost, not the disk: the vote comes back when this is repaired.
     pub repair: Option<Repair>,
+    /// Of a witness: all up to this slot was chosen, and who decided then.
+    pub checkpoint: Option<(Slot, Configurations)>,
 }
 
 impl Disk {
@@ -36,7 +39,14 @@ impl Disk {
             commit_slot: Slot::ZERO,
             remembers: true,
             repair: None,
+            checkpoint: None,
         }
+    }
+
+    /// Up to where a witness knows all to be chosen without entries.
+    #[must_use]
+    pub fn passed_over(&self) -> Slot {
+        self.checkpoint.as_ref().map_or(Slot::ZERO, |(slot, _)| *slot)
     }
 }
 
@@ -108,8 +118,14 @@ impl Ledger {
         if value.kind == ValueKind::Configuration {
             self.configured.insert(slot);
         }
-        let before = self.proposed.entry((slot, ballot)).or_insert_with(|| value.clone()).clone();
-        self.require(before == *value, || {
+        // A new leader ships what an earlier one proposed as well, and perhaps to a witness first.
+        let known = self.proposed.range((slot, Ballot::ZERO)..(slot.next(), Ballot::ZERO));
+        let known = known.rev().map(|(_, known)| known).find(|known| known.withheld() == *value);
+        let whole = known.filter(|_| value.is_withheld()).unwrap_or(value).clone();
+        let before = self.proposed.entry((slot, ballot)).or_insert(whole).clone();
+        // What a witness was shown of it (rule W2).
+        let same = before == *value || value.is_withheld() && before.withheld() == *value;
+        self.require(same && !before.is_withheld(), || {
             format!("two values for {slot:?} under {ballot:?}: {before:?} and {value:?}")
         });
     }
@@ -118,7 +134,11 @@ impl Ledger {
     /// became durable at a replica.
     pub fn i1_i2_one_chosen_value(&mut self, member: Member, entry: &Entry) {
         self.votes.entry((entry.slot, entry.ballot)).or_default().insert(member);
-        self.count(entry.slot, entry.ballot, &entry.value);
+        let proposed = self.proposed.get(&(entry.slot, entry.ballot)).cloned();
+        let value = if entry.value.is_withheld() { proposed } else { Some(entry.value.clone()) };
+        if let Some(value) = value {
+            self.count(entry.slot, entry.ballot, &value);
+        }
     }
 
     fn count(&mut self, slot: Slot, ballot: Ballot, value: &Value) {
@@ -215,7 +235,10 @@ impl Ledger {
         if entry.ballot >= promised {
             return;
         }
-        let chosen = self.chosen.get(&entry.slot).is_some_and(|(_, value)| *value == entry.value);
+        let chosen = self
+            .chosen
+            .get(&entry.slot)
+            .is_some_and(|(_, value)| *value == entry.value || value.withheld() == entry.value);
         self.require(chosen && entry.slot <= commit_slot, || {
             format!("I4: {node:?} promised {promised:?} and accepted {entry:?}")
         });
@@ -295,7 +318,7 @@ impl Ledger {
 
     /// I9, data lane: a vote in a row counts only what is durable.
     pub fn i9_row_is_durable(&mut self, node: NodeId, disk: &Disk, commit: Slot, row: &Row) {
-        for slot in 1..=row.accepted_slot.0 {
+        for slot in disk.passed_over().0 + 1..=row.accepted_slot.0 {
             let slot = Slot(slot);
             let entry = disk.log.get(&slot);
             let vote =
@@ -321,7 +344,11 @@ impl Ledger {
 
     /// A linearizable read sees every write that may have been acknowledged before it began.
     pub fn read_is_fresh(&mut self, node: NodeId, floor: Slot, slot: Slot) {
-        self.require(slot >= floor, || {
+        // Beside witnesses a new leader need not know of what changes no state (rule W7).
+        let witnesses = !self.configuration_at(slot.next()).witnesses.is_empty();
+        let mut missed = self.chosen.range(slot.next()..=floor.max(slot.next()));
+        let same = witnesses && missed.all(|(_, (_, value))| value.kind != ValueKind::Commands);
+        self.require(slot >= floor || same, || {
             format!("a read at {node:?} saw {slot:?}; {floor:?} was acknowledged before it began")
         });
     }

@@ -2,8 +2,9 @@
 
 use super::ledger::Disk;
 use quorate_consensus::{
-    Configuration, Configurations, Entry, Incarnation, LogRead, Member, Nanos, NodeId, Paxos,
-    Persist, PersistNumber, ReadReady, Repair, Restored, Settings, Slot, Value, ValueKind,
+    Configuration, Configurations, Entry, Incarnation, LogRead, Member, Nanos, NodeId,
+    PROTOCOL_WITNESSES, Paxos, Persist, PersistNumber, ReadReady, Repair, Restored, Settings, Slot,
+    Value, ValueKind,
 };
 use std::collections::VecDeque;
 
@@ -75,11 +76,17 @@ impl Replica {
     }
 }
 
-/// The founding configuration of `count` voters.
+/// The founding configuration of `count` voters, and of so many witnesses with the numbers behind them.
 #[must_use]
-pub fn founding(count: u16) -> Configurations {
+pub fn founding(count: u16, witnesses: u16, copies: u16) -> Configurations {
     let member = |node| Member { node: NodeId(node), incarnation: Incarnation(u64::from(node)) };
-    Configurations::new(Configuration::of_voters(1, (1..=count).map(member).collect()))
+    let mut founding = Configuration::of_voters(1, (1..=count).map(member).collect());
+    if witnesses > 0 {
+        founding.witnesses = (count + 1..=count + witnesses).map(member).collect();
+        founding.copies = copies;
+        founding.protocol = PROTOCOL_WITNESSES;
+    }
+    Configurations::new(founding)
 }
 
 impl Replica {
@@ -137,8 +144,12 @@ impl Replica {
     /// records carry an older commit slot.
     pub fn start(&mut self, founding: &Configurations, commit_max: Slot, now: Nanos) {
         let commit_slot = self.disk.commit_slot.min(commit_max);
-        let mut configurations = founding.clone();
-        for (slot, entry) in self.disk.log.range(..=commit_slot) {
+        let (passed_over, mut configurations) =
+            self.disk.checkpoint.clone().unwrap_or_else(|| (Slot::ZERO, founding.clone()));
+        // A witness begins at its checkpoint, to be able to say under which ballot it accepted the rest.
+        let commit_slot = if self.settings.witness { passed_over } else { commit_slot };
+        let known = self.disk.log.range(passed_over.next()..);
+        for (slot, entry) in known.take_while(|(slot, _)| **slot <= commit_slot) {
             let known = Configuration::decode(&entry.value.bytes);
             let known = known.filter(|_| entry.value.kind == ValueKind::Configuration);
             configurations.note(*slot, known);
@@ -167,12 +178,15 @@ impl Replica {
         if let Some(repair) = self.disk.repair {
             core.repair(repair);
         }
+        if passed_over > Slot::ZERO {
+            core.on_applied(passed_over);
+        }
         self.life = Some(Life {
             members_seen: Some(core.members_version()),
             core,
             pending: VecDeque::new(),
             emitted: 0,
-            checked_commit: Slot::ZERO,
+            checked_commit: passed_over,
             digest: 0,
             reads: VecDeque::new(),
             released: VecDeque::new(),

@@ -8,7 +8,7 @@ use quorate_consensus::{
 };
 use std::fmt::Write as _;
 
-/// A value as scripts name it; the no-op is a dash.
+/// A value as scripts name it; the no-op is a dash, one without its payload a star.
 #[must_use]
 pub fn value(value: &Value) -> String {
     match value.kind {
@@ -18,11 +18,12 @@ pub fn value(value: &Value) -> String {
             Some(known) => configuration(&known),
             None => "#?".to_owned(),
         },
+        ValueKind::Withheld => "*".to_owned(),
     }
 }
 
 /// `#2{1 2 4}`: the number of a configuration and its voters, with the life of a disk that is not the
-/// first, then learners behind a plus, other quorums than majorities, and `!` if it is settled.
+/// first, then learners behind a plus, witnesses behind a star, other quorums than majorities, and `!` if it is settled.
 #[must_use]
 pub fn configuration(known: &Configuration) -> String {
     let member = |member: &Member| {
@@ -34,6 +35,10 @@ pub fn configuration(known: &Configuration) -> String {
     let mut text = format!("#{}{{{}", known.id, voters.join(" "));
     if !learners.is_empty() {
         let _ = write!(text, "+{}", learners.join(" "));
+    }
+    if !known.witnesses.is_empty() {
+        let witnesses: Vec<_> = known.witnesses.iter().map(member).collect();
+        let _ = write!(text, " *{}, copies {}", witnesses.join(" "), known.copies);
     }
     text.push('}');
     if let Some(QuorumSizes { phase_one, phase_two }) = known.quorums {
@@ -210,6 +215,9 @@ pub fn notice(node: NodeId, notice: &Notice) -> String {
         Notice::Campaigning(ballot) => format!("{node:?} campaigns under {ballot:?}"),
         Notice::Configured { id, settled: false } => format!("{node:?} is in configuration #{id}"),
         Notice::Configured { id, .. } => format!("{node:?} is in configuration #{id}, settled"),
+        Notice::AwaitsCopy(ballot) => {
+            format!("{node:?} awaits under {ballot:?} what a witness knows of")
+        }
         Notice::StrangeConfiguration(slot) => format!("{node:?} cannot read {slot:?}"),
     }
 }

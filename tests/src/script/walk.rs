@@ -119,7 +119,16 @@ struct Walk {
 /// Walks by `seed`. With `aloud`, the trace is written to standard error as it comes.
 #[must_use]
 pub fn walk(seed: u64, aloud: bool) -> Walked {
-    let mut walk = Walk::new(seed);
+    go(Walk::new(seed), aloud)
+}
+
+/// One with witnesses among the members.
+#[must_use]
+pub fn walk_with_witnesses(seed: u64, aloud: bool) -> Walked {
+    go(Walk::with_witnesses(seed), aloud)
+}
+
+fn go(mut walk: Walk, aloud: bool) -> Walked {
     walk.cluster.set_chatty(aloud);
     walk.cluster.set_aloud(aloud);
     let mut walked = Walked::default();
@@ -148,7 +157,20 @@ pub fn walk(seed: u64, aloud: bool) -> Walked {
 impl Walk {
     fn new(seed: u64) -> Self {
         let mut chance = Chance(seed);
-        let mut options = Options::new([3, 3, 5, 5, 2, 4][chance.below(6) as usize]);
+        let options = Options::new([3, 3, 5, 5, 2, 4][chance.below(6) as usize]);
+        Self::of(seed, chance, options)
+    }
+
+    fn with_witnesses(seed: u64) -> Self {
+        let mut chance = Chance(seed);
+        let mut options = Options::new([2, 2, 3, 3, 4][chance.below(5) as usize]);
+        options.witnesses = 1 + chance.below(u64::from(options.nodes) - 1) as u16;
+        options.copies = 1 + chance.below(u64::from(options.nodes)) as u16;
+        options.spare_witnesses = chance.below(2) as u16;
+        Self::of(seed, chance, options)
+    }
+
+    fn of(seed: u64, mut chance: Chance, mut options: Options) -> Self {
         options.seed = Some(seed);
         options.spares = [0, 1, 2, 3][chance.below(4) as usize];
         // Small memories and small messages: catching up takes several steps.
@@ -260,13 +282,28 @@ impl Walk {
         let mut change = Change::default();
         let voters = self.chance.below(5) + 1;
         for node in self.cluster.nodes() {
+            let is_witness =
+                self.cluster.replica(node).is_some_and(|replica| replica.settings.witness);
+            if is_witness {
+                match self.chance.below(8) {
+                    0..=4 => change.witnesses.push(node),
+                    5 => change.learners.push(node),
+                    _ => {}
+                }
+                continue;
+            }
             match self.chance.below(8) {
                 0..=4 if (change.voters.len() as u64) < voters => change.voters.push(node),
                 5 => change.learners.push(node),
                 _ => {}
             }
         }
-        let electors = change.voters.len() as u64;
+        change.witnesses.truncate(change.voters.len().saturating_sub(1));
+        if !change.witnesses.is_empty() {
+            let copies = self.chance.below(change.voters.len() as u64 + 1) as u16;
+            change.copies = Some(copies).filter(|copies| *copies > 0);
+        }
+        let electors = (change.voters.len() + change.witnesses.len()) as u64;
         if electors > 0 && self.chance.below(4) == 0 {
             let phase_two = self.chance.below(electors) + 1;
             let phase_one = electors + 1 - phase_two + self.chance.below(phase_two);
@@ -303,7 +340,11 @@ impl Walk {
         }
         let gone = |other| self.lost.contains(&other) || self.damaged.contains(&other);
         let stays = |other: Member| Some(other) != member && !gone(other);
-        known.iter().all(|known| known.is_quorum(stays) && known.is_election_quorum(stays))
+        // The last copy of what was chosen must not go either.
+        let goes_on = |known: &Configuration| {
+            known.is_quorum(stays) && known.is_election_quorum(stays) && known.meets_copies(stays)
+        };
+        known.iter().all(goes_on)
     }
 
     fn hold_persists(&mut self, node: NodeId, holds: bool) {

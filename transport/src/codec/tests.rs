@@ -17,7 +17,7 @@ fn blobs() -> impl Strategy<Value = Bytes> {
 }
 
 fn values() -> impl Strategy<Value = Value> {
-    (0u8..3, blobs()).prop_map(|(kind, bytes)| Value {
+    (0u8..4, blobs()).prop_map(|(kind, bytes)| Value {
         kind: ValueKind::from_u8(kind).unwrap(),
         checksum: crc32c::crc32c(&bytes),
         bytes,
