@@ -337,7 +337,12 @@ impl Paxos {
             self.configurations.latest().settled.then(|| self.configurations.latest_slot());
         let settled = settled.filter(|slot| *slot <= self.commit_slot);
         let knows = |peer: &Peer| settled.is_some_and(|slot| peer.row.commit_slot >= slot);
-        let gone = |peer: &Peer| peer.leaves_at.is_some_and(|at| now >= at || knows(peer));
+        // By what this replica does not know yet, who knows more may be a member again, and perhaps nobody
+        // else can tell it: one that catches up may pass a configuration that names only itself.
+        let may_tell = |peer: &Peer| peer.row.commit_slot > self.commit_slot;
+        let gone = |peer: &Peer| {
+            peer.leaves_at.is_some_and(|at| !may_tell(peer) && (now >= at || knows(peer)))
+        };
         let leavers: Vec<NodeId> =
             self.peers.iter().filter(|peer| gone(peer)).map(|peer| peer.node).collect();
         for node in leavers {
