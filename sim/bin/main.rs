@@ -60,7 +60,7 @@ struct Arguments {
 }
 
 /// A mistake that this many seeds do not show is not found.
-const MUTANT_SEEDS_MAX: u64 = 1_000;
+const MUTANT_SEEDS_MAX: u64 = 2_000;
 
 /// Trace lines shown of a failure.
 const LINES: usize = 60;

@@ -53,7 +53,8 @@ impl Focus {
             | Mutant::QuorumsNeedNotMeet => members,
             Mutant::AdoptAnyBallot => Self { storms: true, ..members },
             Mutant::ForgetContacts => Self { absences: true, ..members },
-            Mutant::LeadAfterRemoval => Self { transfers: true, ..members },
+            // A candidate that does not know yet that it was removed hears of it from new voters alone.
+            Mutant::LeadAfterRemoval => Self { transfers: true, bridges: true, ..members },
             Mutant::CheckpointOldMembers => Self { checkpoints: true, ..members },
             Mutant::StandWithOldMembers => {
                 Self { checkpoints: true, damaged_checkpoints: true, ..members }
