@@ -166,15 +166,64 @@ fn generate(library: &Library) -> Result<String, String> {
     let text = String::from_utf8(output.stdout).map_err(|_| "bindgen printed no UTF-8")?;
     // The fake of the C side makes such a table of its own.
     let text = text.replacen("    __library:", "    pub(crate) __library:", 1);
+    let text = with_obligations(&text);
     let (package, version) = library.package;
     Ok(format!(
         "// Made by `cargo xtask bindings` from the headers of {package} {version}; do not edit.\n{text}"
     ))
 }
 
+/// bindgen says of no block what it owes: above each stands what holds for its kind.
+fn with_obligations(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = String::new();
+    for (at, line) in lines.iter().enumerate() {
+        if line.contains(concat!("unsafe", " {")) {
+            let next = lines.get(at + 1).copied().unwrap_or_default();
+            let indent = &line[..line.len() - line.trim_start().len()];
+            out.push_str(&format!(
+                "{indent}{OBLIGATION}{}\n",
+                obligation(&format!("{line}{next}"))
+            ));
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+const OBLIGATION: &str = "// SAFETY: ";
+
+/// What a block owes that begins with these two lines, and why that holds.
+fn obligation(block: &str) -> &'static str {
+    if block.contains("write_bytes") {
+        "room for one value; zeros are one of integers, pointers, optional functions and what is made of these."
+    } else if block.contains("__library.get(") {
+        "the function of this name has the type that the header declares."
+    } else if block.contains("(self.") {
+        "the caller keeps what the function's manual page asks; it was found under its name."
+    } else {
+        "the caller answers for the library, and for what loading it runs."
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_block_that_is_checked_in_has_the_obligation_that_is_made_for_it() {
+        for library in &LIBRARIES {
+            let kept = fs::read_to_string(root().join(library.output)).unwrap();
+            let bare: String = kept
+                .lines()
+                .filter(|line| !line.trim_start().starts_with(OBLIGATION))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            assert_ne!(bare, kept, "{}", library.output);
+            assert_eq!(with_obligations(&bare), kept, "{}", library.output);
+        }
+    }
 
     #[test]
     fn what_is_checked_in_says_where_it_comes_from() {

@@ -56,6 +56,7 @@ const _: () = {
 impl Default for __atomic_wide_counter {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -86,6 +87,7 @@ const _: () = {
 impl Default for __pthread_internal_list {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -139,6 +141,7 @@ const _: () = {
 impl Default for __pthread_mutex_s {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -187,6 +190,7 @@ const _: () = {
 impl Default for __pthread_cond_s {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -217,6 +221,7 @@ const _: () = {
 impl Default for pthread_mutex_t {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -247,6 +252,7 @@ const _: () = {
 impl Default for pthread_cond_t {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -379,6 +385,7 @@ const _: () = {
 impl Default for rdma_cm_id {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -437,6 +444,7 @@ const _: () = {
 impl Default for rdma_cm_event__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -474,7 +482,9 @@ impl RdmaCm {
         P: AsRef<::std::ffi::OsStr>,
     {
         let path = path.as_ref();
+        // SAFETY: the caller answers for the library, and for what loading it runs.
         let library = unsafe { ::libloading::Library::new(path) }?;
+        // SAFETY: the caller answers for the library, and for what loading it runs.
         unsafe { Self::from_library(library) }
     }
     pub unsafe fn from_library<L>(library: L) -> Result<Self, ::libloading::Error>
@@ -482,18 +492,23 @@ impl RdmaCm {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
+        // SAFETY: the function of this name has the type that the header declares.
         let rdma_create_event_channel = unsafe {
             __library.get(b"rdma_create_event_channel\0")
         }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let rdma_destroy_event_channel = unsafe {
             __library.get(b"rdma_destroy_event_channel\0")
         }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let rdma_create_id = unsafe { __library.get(b"rdma_create_id\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let rdma_destroy_id = unsafe { __library.get(b"rdma_destroy_id\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let rdma_bind_addr = unsafe { __library.get(b"rdma_bind_addr\0") }
             .map(|sym| *sym)?;
         Ok(RdmaCm {
@@ -506,9 +521,11 @@ impl RdmaCm {
         })
     }
     pub unsafe fn rdma_create_event_channel(&self) -> *mut rdma_event_channel {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.rdma_create_event_channel)() }
     }
     pub unsafe fn rdma_destroy_event_channel(&self, channel: *mut rdma_event_channel) {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.rdma_destroy_event_channel)(channel) }
     }
     pub unsafe fn rdma_create_id(
@@ -518,9 +535,11 @@ impl RdmaCm {
         context: *mut ::std::os::raw::c_void,
         ps: rdma_port_space,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.rdma_create_id)(channel, id, context, ps) }
     }
     pub unsafe fn rdma_destroy_id(&self, id: *mut rdma_cm_id) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.rdma_destroy_id)(id) }
     }
     pub unsafe fn rdma_bind_addr(
@@ -528,6 +547,7 @@ impl RdmaCm {
         id: *mut rdma_cm_id,
         addr: *mut sockaddr,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.rdma_bind_addr)(id, addr) }
     }
 }

@@ -23,6 +23,7 @@ const _: () = {
 impl Default for pthread_mutex_t {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -43,6 +44,7 @@ const _: () = {
 impl Default for pthread_cond_t {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -92,6 +94,7 @@ const _: () = {
 impl Default for ibv_gid {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -138,6 +141,7 @@ const _: () = {
 impl Default for ibv_gid_entry {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -401,6 +405,7 @@ const _: () = {
 impl Default for ibv_device_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -528,6 +533,7 @@ const _: () = {
 impl Default for ibv_port_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -601,6 +607,7 @@ const _: () = {
 impl Default for ibv_async_event__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -621,6 +628,7 @@ const _: () = {
 impl Default for ibv_async_event {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -733,6 +741,7 @@ const _: () = {
 impl Default for ibv_wc__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -775,6 +784,7 @@ const _: () = {
 impl Default for ibv_wc {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -825,6 +835,7 @@ const _: () = {
 impl Default for ibv_mw_bind_info {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -849,6 +860,7 @@ const _: () = {
 impl Default for ibv_pd {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -887,6 +899,7 @@ const _: () = {
 impl Default for ibv_mr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -926,6 +939,7 @@ const _: () = {
 impl Default for ibv_mw {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -966,6 +980,7 @@ const _: () = {
 impl Default for ibv_global_route {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1012,6 +1027,7 @@ const _: () = {
 impl Default for ibv_ah_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1116,6 +1132,7 @@ const _: () = {
 impl Default for ibv_qp_init_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1286,6 +1303,7 @@ const _: () = {
 impl Default for ibv_qp_attr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1375,6 +1393,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1471,6 +1490,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_2__bindgen_ty_3 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1498,6 +1518,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_2 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1542,6 +1563,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_3 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1583,6 +1605,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_4__bindgen_ty_1 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1617,6 +1640,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_4__bindgen_ty_2 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1641,6 +1665,7 @@ const _: () = {
 impl Default for ibv_send_wr__bindgen_ty_4 {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1679,6 +1704,7 @@ const _: () = {
 impl Default for ibv_send_wr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1713,6 +1739,7 @@ const _: () = {
 impl Default for ibv_recv_wr {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1743,6 +1770,7 @@ const _: () = {
 impl Default for ibv_mw_bind {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1785,6 +1813,7 @@ const _: () = {
 impl Default for ibv_srq {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1851,6 +1880,7 @@ const _: () = {
 impl Default for ibv_wq {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1911,6 +1941,7 @@ const _: () = {
 impl Default for ibv_qp {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1943,6 +1974,7 @@ const _: () = {
 impl Default for ibv_comp_channel {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -1991,6 +2023,7 @@ const _: () = {
 impl Default for ibv_cq {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -2019,6 +2052,7 @@ const _: () = {
 impl Default for ibv_ah {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -2087,6 +2121,7 @@ const _: () = {
 impl Default for ibv_device {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -2369,6 +2404,7 @@ const _: () = {
 impl Default for ibv_context {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: room for one value; zeros are one of integers, pointers, optional functions and what is made of these.
         unsafe {
             ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
             s.assume_init()
@@ -2460,7 +2496,9 @@ impl Verbs {
         P: AsRef<::std::ffi::OsStr>,
     {
         let path = path.as_ref();
+        // SAFETY: the caller answers for the library, and for what loading it runs.
         let library = unsafe { ::libloading::Library::new(path) }?;
+        // SAFETY: the caller answers for the library, and for what loading it runs.
         unsafe { Self::from_library(library) }
     }
     pub unsafe fn from_library<L>(library: L) -> Result<Self, ::libloading::Error>
@@ -2468,51 +2506,74 @@ impl Verbs {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_get_device_list = unsafe { __library.get(b"ibv_get_device_list\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_free_device_list = unsafe { __library.get(b"ibv_free_device_list\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_get_device_name = unsafe { __library.get(b"ibv_get_device_name\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_open_device = unsafe { __library.get(b"ibv_open_device\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_close_device = unsafe { __library.get(b"ibv_close_device\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_get_async_event = unsafe { __library.get(b"ibv_get_async_event\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_ack_async_event = unsafe { __library.get(b"ibv_ack_async_event\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_query_device = unsafe { __library.get(b"ibv_query_device\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_query_port = unsafe { __library.get(b"ibv_query_port\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let _ibv_query_gid_table = unsafe { __library.get(b"_ibv_query_gid_table\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_alloc_pd = unsafe { __library.get(b"ibv_alloc_pd\0") }.map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_dealloc_pd = unsafe { __library.get(b"ibv_dealloc_pd\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_reg_mr = unsafe { __library.get(b"ibv_reg_mr\0") }.map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_dereg_mr = unsafe { __library.get(b"ibv_dereg_mr\0") }.map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_create_comp_channel = unsafe {
             __library.get(b"ibv_create_comp_channel\0")
         }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_destroy_comp_channel = unsafe {
             __library.get(b"ibv_destroy_comp_channel\0")
         }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_create_cq = unsafe { __library.get(b"ibv_create_cq\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_destroy_cq = unsafe { __library.get(b"ibv_destroy_cq\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_get_cq_event = unsafe { __library.get(b"ibv_get_cq_event\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_ack_cq_events = unsafe { __library.get(b"ibv_ack_cq_events\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_create_qp = unsafe { __library.get(b"ibv_create_qp\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_modify_qp = unsafe { __library.get(b"ibv_modify_qp\0") }
             .map(|sym| *sym)?;
+        // SAFETY: the function of this name has the type that the header declares.
         let ibv_destroy_qp = unsafe { __library.get(b"ibv_destroy_qp\0") }
             .map(|sym| *sym)?;
         Ok(Verbs {
@@ -2546,24 +2607,29 @@ impl Verbs {
         &self,
         num_devices: *mut ::std::os::raw::c_int,
     ) -> *mut *mut ibv_device {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_get_device_list)(num_devices) }
     }
     pub unsafe fn ibv_free_device_list(&self, list: *mut *mut ibv_device) {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_free_device_list)(list) }
     }
     pub unsafe fn ibv_get_device_name(
         &self,
         device: *mut ibv_device,
     ) -> *const ::std::os::raw::c_char {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_get_device_name)(device) }
     }
     pub unsafe fn ibv_open_device(&self, device: *mut ibv_device) -> *mut ibv_context {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_open_device)(device) }
     }
     pub unsafe fn ibv_close_device(
         &self,
         context: *mut ibv_context,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_close_device)(context) }
     }
     pub unsafe fn ibv_get_async_event(
@@ -2571,9 +2637,11 @@ impl Verbs {
         context: *mut ibv_context,
         event: *mut ibv_async_event,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_get_async_event)(context, event) }
     }
     pub unsafe fn ibv_ack_async_event(&self, event: *mut ibv_async_event) {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_ack_async_event)(event) }
     }
     pub unsafe fn ibv_query_device(
@@ -2581,6 +2649,7 @@ impl Verbs {
         context: *mut ibv_context,
         device_attr: *mut ibv_device_attr,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_query_device)(context, device_attr) }
     }
     pub unsafe fn ibv_query_port(
@@ -2589,6 +2658,7 @@ impl Verbs {
         port_num: u8,
         port_attr: *mut _compat_ibv_port_attr,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_query_port)(context, port_num, port_attr) }
     }
     pub unsafe fn _ibv_query_gid_table(
@@ -2599,14 +2669,17 @@ impl Verbs {
         flags: u32,
         entry_size: usize,
     ) -> isize {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe {
             (self._ibv_query_gid_table)(context, entries, max_entries, flags, entry_size)
         }
     }
     pub unsafe fn ibv_alloc_pd(&self, context: *mut ibv_context) -> *mut ibv_pd {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_alloc_pd)(context) }
     }
     pub unsafe fn ibv_dealloc_pd(&self, pd: *mut ibv_pd) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_dealloc_pd)(pd) }
     }
     pub unsafe fn ibv_reg_mr(
@@ -2616,21 +2689,25 @@ impl Verbs {
         length: usize,
         access: ::std::os::raw::c_int,
     ) -> *mut ibv_mr {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_reg_mr)(pd, addr, length, access) }
     }
     pub unsafe fn ibv_dereg_mr(&self, mr: *mut ibv_mr) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_dereg_mr)(mr) }
     }
     pub unsafe fn ibv_create_comp_channel(
         &self,
         context: *mut ibv_context,
     ) -> *mut ibv_comp_channel {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_create_comp_channel)(context) }
     }
     pub unsafe fn ibv_destroy_comp_channel(
         &self,
         channel: *mut ibv_comp_channel,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_destroy_comp_channel)(channel) }
     }
     pub unsafe fn ibv_create_cq(
@@ -2641,9 +2718,11 @@ impl Verbs {
         channel: *mut ibv_comp_channel,
         comp_vector: ::std::os::raw::c_int,
     ) -> *mut ibv_cq {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_create_cq)(context, cqe, cq_context, channel, comp_vector) }
     }
     pub unsafe fn ibv_destroy_cq(&self, cq: *mut ibv_cq) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_destroy_cq)(cq) }
     }
     pub unsafe fn ibv_get_cq_event(
@@ -2652,6 +2731,7 @@ impl Verbs {
         cq: *mut *mut ibv_cq,
         cq_context: *mut *mut ::std::os::raw::c_void,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_get_cq_event)(channel, cq, cq_context) }
     }
     pub unsafe fn ibv_ack_cq_events(
@@ -2659,6 +2739,7 @@ impl Verbs {
         cq: *mut ibv_cq,
         nevents: ::std::os::raw::c_uint,
     ) {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_ack_cq_events)(cq, nevents) }
     }
     pub unsafe fn ibv_create_qp(
@@ -2666,6 +2747,7 @@ impl Verbs {
         pd: *mut ibv_pd,
         qp_init_attr: *mut ibv_qp_init_attr,
     ) -> *mut ibv_qp {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_create_qp)(pd, qp_init_attr) }
     }
     pub unsafe fn ibv_modify_qp(
@@ -2674,9 +2756,11 @@ impl Verbs {
         attr: *mut ibv_qp_attr,
         attr_mask: ::std::os::raw::c_int,
     ) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_modify_qp)(qp, attr, attr_mask) }
     }
     pub unsafe fn ibv_destroy_qp(&self, qp: *mut ibv_qp) -> ::std::os::raw::c_int {
+        // SAFETY: the caller keeps what the function's manual page asks; it was found under its name.
         unsafe { (self.ibv_destroy_qp)(qp) }
     }
 }
