@@ -162,6 +162,9 @@ pub enum RegionError {
     /// The device or the system refused the memory.
     #[error("region {0:?} of {1} bytes: {2}")]
     Refused(RegionId, usize, String),
+    /// Grants of this transport, or of the carrier that the lane has at present, outlive the lane.
+    #[error("region {0:?}: what carries the link to replica {1} cannot end a grant with its lane")]
+    Lasting(RegionId, NodeId),
 }
 
 /// Why a peer was not added.
@@ -242,6 +245,19 @@ pub trait Transport: Send {
     /// # Errors
     /// [`RegionError::Missing`].
     fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError>;
+
+    /// Lets `peer` write into `region` in the present life of its data lane only: when the life ends, for
+    /// whatever reason, the right is taken back, and contract C4 holds before [`Event::LinkDown`] of it
+    /// is polled. No byte of another life comes in by this grant, not even late. It is not renewed in the
+    /// same life after a revoke. Writes of the peer wait until it is given. (Passive followers need it, see
+    /// decision 23.)
+    ///
+    /// # Errors
+    /// [`RegionError::Missing`]; [`RegionError::Lasting`] where it is not to be had, by this transport or
+    /// by what carries the lane now: then nothing changed, and [`Transport::grant`] is what there is.
+    fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        Err(RegionError::Lasting(region, peer))
+    }
 
     /// Takes the right back; contract C4 holds when it returns. A write that arrives later fails
     /// the data lane of that peer.
