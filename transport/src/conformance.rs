@@ -21,6 +21,7 @@
 //! ```
 
 mod cases;
+mod lives;
 mod rig;
 mod streams;
 
@@ -45,6 +46,8 @@ pub struct Case {
     pub name: &'static str,
     /// Why it failed, if it did.
     pub failure: Option<String>,
+    /// Why it was not tried, if it was not: what it tries is not offered here.
+    pub skipped: Option<&'static str>,
 }
 
 impl Report {
@@ -65,14 +68,17 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for case in &self.cases {
-            match &case.failure {
-                None => writeln!(f, "ok      {}", case.name)?,
-                Some(why) => writeln!(f, "FAILED  {}: {why}", case.name)?,
+            match (&case.failure, case.skipped) {
+                (Some(why), _) => writeln!(f, "FAILED  {}: {why}", case.name)?,
+                (None, Some(why)) => writeln!(f, "skipped {}: {why}", case.name)?,
+                (None, None) => writeln!(f, "ok      {}", case.name)?,
             }
         }
         Ok(())
     }
 }
+
+const LASTING: &str = "grants of this transport outlive the lane";
 
 /// Runs all scenarios.
 pub fn run(build: &mut Build<'_>) -> Report {
@@ -82,6 +88,16 @@ pub fn run(build: &mut Build<'_>) -> Report {
 /// Runs the scenarios whose name contains `part`.
 pub fn run_matching(build: &mut Build<'_>, part: &str) -> Report {
     let chosen = cases::ALL.iter().filter(|(name, _)| name.contains(part));
-    let cases = chosen.map(|(name, case)| Case { name, failure: case(build).err() }).collect();
+    let tried = |name, failure| Case { name, failure, skipped: None };
+    let mut cases: Vec<Case> = chosen.map(|(name, case)| tried(*name, case(build).err())).collect();
+    let for_life: Vec<_> = cases::FOR_LIFE.iter().filter(|(name, _)| name.contains(part)).collect();
+    let offered = if for_life.is_empty() { Ok(false) } else { lives::offered(build) };
+    for (name, case) in for_life {
+        cases.push(match &offered {
+            Ok(true) => tried(name, case(build).err()),
+            Ok(false) => Case { name, failure: None, skipped: Some(LASTING) },
+            Err(why) => tried(name, Some(why.clone())),
+        });
+    }
     Report { cases }
 }

@@ -165,6 +165,9 @@ pub enum RegionError {
     /// Grants of this transport, or of the carrier that the lane has at present, outlive the lane.
     #[error("region {0:?}: what carries the link to replica {1} cannot end a grant with its lane")]
     Lasting(RegionId, NodeId),
+    /// A grant for one life was revoked in it, and is not renewed in it.
+    #[error("region {0:?} was fenced from replica {1} in this life of the lane")]
+    Fenced(RegionId, NodeId),
 }
 
 /// Why a peer was not added.
@@ -252,9 +255,15 @@ pub trait Transport: Send {
     /// same life after a revoke. Writes of the peer wait until it is given. (Passive followers need it, see
     /// decision 23.)
     ///
+    /// A lasting grant of the region to this peer is taken back first, as by [`Transport::revoke`]. The
+    /// present life is the one of the newest [`Event::LinkUp`] that was polled; if that lane is down again
+    /// meanwhile nothing is granted, and writes of the next life wait. A later [`Transport::grant`] ends
+    /// the waiting and lasts.
+    ///
     /// # Errors
-    /// [`RegionError::Missing`]; [`RegionError::Lasting`] where it is not to be had, by this transport or
-    /// by what carries the lane now: then nothing changed, and [`Transport::grant`] is what there is.
+    /// [`RegionError::Missing`]; [`RegionError::Fenced`] after a revoke in this life;
+    /// [`RegionError::Lasting`] where it is not to be had, by this transport or by what carries the lane
+    /// now: then nothing changed, and [`Transport::grant`] is what there is.
     fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
         Err(RegionError::Lasting(region, peer))
     }

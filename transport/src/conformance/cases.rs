@@ -2,7 +2,7 @@
 
 use super::Build;
 use super::rig::{A, B, Outcome, REGION, Rig, check, pattern};
-use super::streams;
+use super::{lives, streams};
 use crate::{Event, Lane, PeerError, PostError, RegionError, RegionId};
 use bytes::Bytes;
 use quorate_consensus::NodeId;
@@ -34,6 +34,23 @@ pub(super) const ALL: &[(&str, Scenario)] = &[
     ("ring: laps under resets deliver whole records in order", streams::ring_under_resets),
     ("row: the newest arrives, older ones never after it", streams::rows),
     ("park: woken by data and by the waker", streams::park),
+];
+
+/// Of grants for one life, where there are such.
+pub(super) const FOR_LIFE: &[(&str, Scenario)] = &[
+    (
+        "for life: the right ends with its life, and writes wait for the next",
+        lives::ends_with_its_life,
+    ),
+    (
+        "for life: no byte changes after its end, under a stream of writes",
+        lives::no_byte_after_its_life,
+    ),
+    ("for life: what was acknowledged is there at its end", lives::end_keeps_promises),
+    ("for life: nothing of another life comes in by it", lives::nothing_of_another_life),
+    ("for life: fenced, it comes back in another life only", lives::fenced_until_another_life),
+    ("for life: a fence lets no byte change, under a stream of writes", lives::fence),
+    ("for life: it replaces a lasting grant", lives::replaces_a_lasting_grant),
 ];
 
 pub(super) fn text(number: u64) -> Bytes {

@@ -15,8 +15,9 @@ type Sent = Vec<(u64, u64)>;
 
 /// Streams counters and large writes over the whole region from a thread of its own, lets the
 /// other end turn until they arrive, and then calls `with`.
-fn under_a_stream(
+pub(super) fn under_a_stream(
     rig: Rig,
+    region: RegionId,
     mut with: impl FnMut(&mut End) -> Outcome,
 ) -> Result<(End, End, Sent), String> {
     let mut ends = rig.ends.into_iter();
@@ -33,9 +34,11 @@ fn under_a_stream(
                     return;
                 }
                 // Refusals are part of the plan: the lane fails again and again after the fence.
-                let op = writer.write(B, (round % 512) as usize * 8, text(round));
-                let _ = writer.write(B, 4096, large[round as usize % 3].clone());
-                if let Ok(op) = op
+                let counter = (round % 512) as usize * 8;
+                let op = writer.transport.write(B, region, counter, &[text(round)]);
+                let large = &large[round as usize % 3..][..1];
+                let _ = writer.transport.write(B, region, 4096, large);
+                if let Ok(op) = op.map(|op| op.0)
                     && writer.downs(B, Lane::Data) == 0
                 {
                     sent.push((op, round));
@@ -48,7 +51,7 @@ fn under_a_stream(
         });
         let deadline = Instant::now() + super::rig::DEADLINE;
         let streaming = |reader: &End| {
-            reader.transport.load(REGION, 8 * 20) > 0 && acknowledged.load(Ordering::Acquire)
+            reader.transport.load(region, 8 * 20) > 0 && acknowledged.load(Ordering::Acquire)
         };
         while !streaming(&reader) && Instant::now() < deadline {
             reader.turn();
@@ -60,9 +63,9 @@ fn under_a_stream(
     outcome.map(|()| (writer, reader, sent))
 }
 
-const FENCED_BYTES: usize = 1 << 16;
+pub(super) const FENCED_BYTES: usize = 1 << 16;
 
-fn turn_for(end: &mut End, turns: u32, least: Duration) {
+pub(super) fn turn_for(end: &mut End, turns: u32, least: Duration) {
     let until = Instant::now() + least;
     for turn in 0.. {
         if turn >= turns && Instant::now() >= until {
@@ -75,7 +78,7 @@ fn turn_for(end: &mut End, turns: u32, least: Duration) {
 pub(super) fn fence(build: &mut Build<'_>) -> Outcome {
     for _ in 0..5 {
         let rig = Rig::connected(build, 2, FENCED_BYTES)?;
-        under_a_stream(rig, |reader| {
+        under_a_stream(rig, REGION, |reader| {
             let streaming = reader.transport.load(REGION, 8 * 20) != 0;
             check(streaming, || "the stream never arrived".into())?;
             let revoked = reader.transport.revoke(REGION, A);
@@ -92,14 +95,8 @@ pub(super) fn fence(build: &mut Build<'_>) -> Outcome {
     Ok(())
 }
 
-pub(super) fn fence_keeps_promises(build: &mut Build<'_>) -> Outcome {
-    let rig = Rig::connected(build, 2, FENCED_BYTES)?;
-    let (writer, reader, sent) = under_a_stream(rig, |reader| {
-        let revoked = reader.transport.revoke(REGION, A);
-        check(revoked.is_ok(), || format!("{revoked:?}"))?;
-        turn_for(reader, 50, Duration::from_millis(5));
-        Ok(())
-    })?;
+/// The newest write that the writer was told of before its lane failed for the first time.
+pub(super) fn promised_in_first_life(writer: &End) -> Result<u64, String> {
     let first_life = writer
         .events
         .iter()
@@ -110,6 +107,18 @@ pub(super) fn fence_keeps_promises(build: &mut Build<'_>) -> Outcome {
     });
     let promised = promised.max().unwrap_or(0);
     check(promised > 0, || "nothing was acknowledged".into())?;
+    Ok(promised)
+}
+
+pub(super) fn fence_keeps_promises(build: &mut Build<'_>) -> Outcome {
+    let rig = Rig::connected(build, 2, FENCED_BYTES)?;
+    let (writer, reader, sent) = under_a_stream(rig, REGION, |reader| {
+        let revoked = reader.transport.revoke(REGION, A);
+        check(revoked.is_ok(), || format!("{revoked:?}"))?;
+        turn_for(reader, 50, Duration::from_millis(5));
+        Ok(())
+    })?;
+    let promised = promised_in_first_life(&writer)?;
     for (op, counter) in sent.into_iter().filter(|(op, _)| *op <= promised) {
         let word = reader.transport.load(REGION, (counter % 512) as usize * 8);
         check(word >= counter, || {

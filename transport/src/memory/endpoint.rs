@@ -45,6 +45,21 @@ struct Peer {
     reported: Completed,
     /// Writes that a broken fence still lets through.
     unfenced: u32,
+    /// The data lane is up, as its owner was told.
+    up: bool,
+    /// Regions that it was granted for one life.
+    for_life: Vec<(RegionId, ForLife)>,
+}
+
+/// What became of a grant for one life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ForLife {
+    /// It stands.
+    Granted,
+    /// It was revoked in the present life.
+    Fenced,
+    /// Its life ended; writes wait for the next grant.
+    Ended,
 }
 
 impl Peer {
@@ -56,7 +71,19 @@ impl Peer {
             completed: Completed::default(),
             reported: Completed::default(),
             unfenced: 0,
+            up: false,
+            for_life: Vec::new(),
         }
+    }
+
+    fn set_for_life(&mut self, region: RegionId, state: Option<ForLife>) {
+        self.for_life.retain(|(other, _)| *other != region);
+        self.for_life.extend(state.map(|state| (region, state)));
+    }
+
+    fn for_life(&self, region: RegionId) -> Option<ForLife> {
+        let entry = self.for_life.iter().find(|(other, _)| *other == region);
+        entry.map(|(_, state)| *state)
     }
 }
 
@@ -101,7 +128,8 @@ impl MemoryTransport {
 
     fn poll_data(&mut self, place: usize, landing: Landing, events: &mut Vec<Event>) {
         let peer = self.peers[place].id;
-        let inbound = self.network.lock().receive(self.local, peer, Lane::Data);
+        let waits = |operation: &Operation| matches!(operation, Operation::Write(write) if self.peers[place].for_life(write.region) == Some(ForLife::Ended));
+        let inbound = self.network.lock().receive(self.local, peer, Lane::Data, &waits);
         let mut refused = None;
         for operation in inbound.operations {
             let Operation::Write(write) = operation else { continue };
@@ -126,9 +154,11 @@ impl MemoryTransport {
         let failed = inbound.down.is_some();
         self.land(place, landing, failed, events);
         if let Some(reason) = inbound.down {
+            self.end_life(place, landing);
             self.lose(place, landing);
             events.push(Event::LinkDown { peer, lane: Lane::Data, reason });
         } else if let Some(reason) = refused {
+            self.end_life(place, landing);
             self.lose(place, landing);
             self.network.lock().fail(self.local, peer, Lane::Data, &reason);
         } else {
@@ -137,6 +167,7 @@ impl MemoryTransport {
         if let Some(incarnation) = inbound.up {
             self.peers[place].completed = Completed::default();
             self.peers[place].reported = Completed::default();
+            self.peers[place].up = true;
             events.push(Event::LinkUp { peer, lane: Lane::Data, incarnation });
         }
     }
@@ -178,6 +209,32 @@ impl MemoryTransport {
         }
     }
 
+    /// A life of the data lane ends, and with it what was granted for it: a fence.
+    fn end_life(&mut self, place: usize, landing: Landing) {
+        self.peers[place].up = false;
+        if landing.broken_fence {
+            self.peers[place].for_life.clear();
+            return;
+        }
+        for at in 0..self.peers[place].for_life.len() {
+            let (region, state) = self.peers[place].for_life[at];
+            if state == ForLife::Granted {
+                self.fence(place, region, landing);
+            }
+            self.peers[place].for_life[at] = (region, ForLife::Ended);
+        }
+    }
+
+    /// What was taken may have been reported as accepted: it has to be visible now. Nothing lands later.
+    fn fence(&mut self, place: usize, region: RegionId, landing: Landing) {
+        let at_once = Landing { tear_bytes: None, late_polls: 0, ..landing };
+        let mut hints = std::mem::take(&mut self.pending);
+        self.land(place, at_once, true, &mut hints);
+        self.pending = hints;
+        self.ghosts.retain(|write| write.region != region);
+        let _ = self.regions.revoke(region, self.peers[place].id);
+    }
+
     /// The lane failed: what has not landed is lost, or haunts the next life.
     fn lose(&mut self, place: usize, landing: Landing) {
         let lost = self.peers[place].landing.drain(..);
@@ -204,7 +261,7 @@ impl MemoryTransport {
     }
 
     fn poll_control(&mut self, peer: NodeId, events: &mut Vec<Event>) {
-        let inbound = self.network.lock().receive(self.local, peer, Lane::Control);
+        let inbound = self.network.lock().receive(self.local, peer, Lane::Control, &|_| false);
         for operation in inbound.operations {
             if let Operation::Message(message) = operation {
                 events.push(Event::Control { peer, message });
@@ -251,7 +308,10 @@ impl Transport for MemoryTransport {
 
     fn remove_peer(&mut self, peer: NodeId) {
         if let Ok(place) = self.peers.binary_search_by_key(&peer, |entry| entry.id) {
-            self.peers.remove(place);
+            let gone = self.peers.remove(place);
+            for (region, _) in gone.for_life {
+                let _ = self.regions.revoke(region, peer);
+            }
             self.network.lock().remove_peer(self.local, peer);
         }
     }
@@ -265,7 +325,29 @@ impl Transport for MemoryTransport {
     }
 
     fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
-        self.regions.grant(region, peer)
+        self.regions.grant(region, peer)?;
+        if let Ok(peer) = self.peer(peer) {
+            peer.set_for_life(region, None);
+        }
+        Ok(())
+    }
+
+    fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        let Some(place) = self.peers.iter().position(|entry| entry.id == peer) else {
+            return Err(RegionError::Lasting(region, peer));
+        };
+        match self.peers[place].for_life(region) {
+            Some(ForLife::Granted) => return Ok(()),
+            Some(ForLife::Fenced) => return Err(RegionError::Fenced(region, peer)),
+            Some(ForLife::Ended) | None => self.revoke(region, peer)?,
+        }
+        let up = self.peers[place].up;
+        if up {
+            self.regions.grant(region, peer)?;
+        }
+        let state = if up { ForLife::Granted } else { ForLife::Ended };
+        self.peers[place].set_for_life(region, Some(state));
+        Ok(())
     }
 
     fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
@@ -274,12 +356,10 @@ impl Transport for MemoryTransport {
         if let Some(place) = place.filter(|_| landing.broken_fence) {
             self.peers[place].unfenced = BROKEN_FENCE_WRITES;
         } else if let Some(place) = place {
-            // What was taken may have been reported as accepted: it has to be visible now.
-            let at_once = Landing { tear_bytes: None, late_polls: 0, ..landing };
-            let mut hints = std::mem::take(&mut self.pending);
-            self.land(place, at_once, true, &mut hints);
-            self.pending = hints;
-            self.ghosts.retain(|write| write.region != region);
+            self.fence(place, region, landing);
+            if self.peers[place].for_life(region) == Some(ForLife::Granted) {
+                self.peers[place].set_for_life(region, Some(ForLife::Fenced));
+            }
         }
         self.regions.revoke(region, peer)
     }

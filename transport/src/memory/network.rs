@@ -344,7 +344,14 @@ impl State {
     }
 
     /// Everything that the lane from `peer` has for `node` at this poll.
-    pub(super) fn receive(&mut self, node: NodeId, peer: NodeId, lane: Lane) -> Inbound {
+    /// Operations from the first one on that `waits` stay on their way.
+    pub(super) fn receive(
+        &mut self,
+        node: NodeId,
+        peer: NodeId,
+        lane: Lane,
+        waits: &dyn Fn(&Operation) -> bool,
+    ) -> Inbound {
         let both = self.linked(node, peer);
         let polls = self.endpoints.get(&node).map_or(0, |endpoint| endpoint.polls);
         let fresh = Incarnation(self.random.word());
@@ -370,10 +377,10 @@ impl State {
                 inbound.up = Some(*incarnation);
                 state.believed[side] = Some(*incarnation);
             }
-            Phase::Up(_) => state.deliver(side, stalled, Some(polls), &mut inbound),
+            Phase::Up(_) => state.deliver(side, stalled, Some(polls), waits, &mut inbound),
             Phase::Failing(reason) if state.believed[side].is_some() => {
                 inbound.down = Some(reason.clone());
-                state.deliver(side, stalled, None, &mut inbound);
+                state.deliver(side, stalled, None, waits, &mut inbound);
                 state.believed[side] = None;
                 state.settle();
             }
@@ -491,6 +498,7 @@ impl LaneState {
         to: usize,
         stalled: [bool; 2],
         polls: Option<u64>,
+        waits: &dyn Fn(&Operation) -> bool,
         inbound: &mut Inbound,
     ) {
         let from = 1 - to;
@@ -499,8 +507,10 @@ impl LaneState {
         }
         let direction = &mut self.directions[from];
         while direction.flushed > 0 {
-            let due = direction.queue.front().map_or(0, |posted| posted.due);
-            if polls.is_some_and(|polls| due > polls) {
+            let held = |posted: &Posted| {
+                polls.is_some_and(|polls| posted.due > polls) || waits(&posted.operation)
+            };
+            if direction.queue.front().is_some_and(held) {
                 break;
             }
             let Some(posted) = direction.queue.pop_front() else { break };

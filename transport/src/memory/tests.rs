@@ -244,6 +244,30 @@ fn the_memory_transport_conforms_when_writes_land_late_and_torn() {
 }
 
 #[test]
+fn grants_for_a_life_are_offered_and_keep_ghosts_of_other_lives_out() {
+    let landing = Landing {
+        tear_bytes: Some(4096),
+        late_polls: 3,
+        complete_early: true,
+        ghosts: true,
+        ..Landing::default()
+    };
+    let report = crate::conformance::run_matching(&mut memory_build(landing), "for life");
+    report.assert_passed();
+    assert!(report.cases.len() > 5 && report.cases.iter().all(|case| case.skipped.is_none()));
+}
+
+#[test]
+fn a_grant_that_does_not_end_with_its_life_is_noticed_by_the_suite() {
+    let landing = Landing { broken_fence: true, ..Landing::default() };
+    let report = crate::conformance::run_matching(&mut memory_build(landing), "for life");
+    let failed: Vec<&str> = report.failures().map(|case| case.name).collect();
+    let told = |part: &str| failed.iter().any(|name| name.contains(part));
+    assert!(told("after its end") && told("ends with its life"), "{failed:?}");
+    assert!(told("a fence lets no byte"), "{failed:?}");
+}
+
+#[test]
 fn a_broken_fence_is_noticed_by_the_suite() {
     let landing = Landing { broken_fence: true, ..Landing::default() };
     let report = crate::conformance::run_matching(&mut memory_build(landing), "fence: no byte");

@@ -140,6 +140,7 @@ fn own_name(error: RegionError) -> RegionError {
         RegionError::Exists(region) => RegionError::Exists(shard_of(region).1),
         RegionError::Missing(region) => RegionError::Missing(shard_of(region).1),
         RegionError::Lasting(region, peer) => RegionError::Lasting(shard_of(region).1, peer),
+        RegionError::Fenced(region, peer) => RegionError::Fenced(shard_of(region).1, peer),
         RegionError::Refused(region, length, why) => {
             RegionError::Refused(shard_of(region).1, length, why)
         }
