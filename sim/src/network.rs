@@ -4,18 +4,22 @@
 //! What a replica sees is exactly what the contract of `quorate_transport` allows (C1 to C5). Time
 //! passes only in the world, which is asked to call [`Net::on_event`] at the times in [`Net::due`].
 
+mod granting;
 mod landing;
 mod noise;
 mod peers;
+mod showing;
 
 pub(crate) use noise::MESSAGE_KINDS;
+
+use granting::Gate;
 
 use crate::coverage::{Coverage, Row};
 use crate::random::{Random, mix};
 use bytes::Bytes;
 use quorate_consensus::{Incarnation, NodeId};
 use quorate_transport::region::RegionTable;
-use quorate_transport::{Event, Lane, LinkStatus, OpNumber, PostError, RegionId};
+use quorate_transport::{Event, Lane, OpNumber, PostError, RegionId};
 use std::collections::VecDeque;
 
 /// A direction of a lane queues at most this many bytes, or what the shape says.
@@ -58,6 +62,13 @@ pub(crate) struct NetShape {
     pub(crate) back_off_mean: u64,
     /// Operations that a direction of a lane queues.
     pub(crate) queue_operations: usize,
+    /// There are grants for one life of a lane. Then a writer is not always told before its write is
+    /// visible, and no lane has a grant of the kind in so many of a million lives.
+    pub(crate) for_life: bool,
+    /// See there.
+    pub(crate) lasting_ppm: u64,
+    /// A fence does nothing: a mistake.
+    pub(crate) broken_fence: bool,
 }
 
 /// A replica, counted from 0: small, since every event of a run is moved about in a heap.
@@ -91,6 +102,8 @@ pub(crate) struct Ghost {
     to: usize,
     generation: u64,
     partings: u32,
+    /// Of the lane that it was posted on.
+    life: u64,
     write: Write,
 }
 
@@ -127,6 +140,8 @@ struct Endpoint {
     peers: Vec<bool>,
     /// How often it let go of each.
     partings: Vec<u32>,
+    /// What it granted for one life of a lane.
+    for_life: Vec<granting::ForLife>,
 }
 
 /// An operation on its way.
@@ -163,7 +178,16 @@ struct Direction {
     posted_at: Option<usize>,
     landed_at: Option<usize>,
     /// A write that is not wholly visible, with the pieces that are not.
-    landing: Option<(Write, Vec<(usize, usize)>)>,
+    landing: Option<Landing>,
+}
+
+#[derive(Debug)]
+struct Landing {
+    write: Write,
+    /// Those that are not visible.
+    pieces: Vec<(usize, usize)>,
+    /// Its writer was told that it was accepted.
+    told: bool,
 }
 
 /// The network of one run.
@@ -276,6 +300,7 @@ impl Net {
         endpoint.alive = true;
         endpoint.generation += 1;
         endpoint.regions = RegionTable::default();
+        endpoint.for_life.clear();
         endpoint.inbox.clear();
         let generation = endpoint.generation;
         for peer in peers.iter().filter(|peer| **peer != node) {
@@ -356,6 +381,7 @@ impl Net {
         if !self.lane(a, b, lane).up {
             return;
         }
+        let life = self.lane(a, b, lane).life;
         self.note(0xfa11 ^ (a as u64) << 32 ^ (b as u64) << 40 ^ (lane as u64) << 48);
         for (side, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
             // What takes effect of the operations under way is a matter of luck.
@@ -367,8 +393,17 @@ impl Net {
             let survivors = self.random.below(waiting + 1);
             let reachable = self.endpoints[to].alive && !self.is_blocked(from, to);
             let reachable = reachable && !(lane == 1 && self.is_fenced(from, to));
+            if lane == 1 {
+                self.keep_promises(from, to);
+            }
+            let mut reachable = reachable;
             for _ in 0..survivors {
                 let front = self.lane(a, b, lane).directions[side].queue.pop_front();
+                if let Some(Operation::Write(write)) = front.as_ref().map(|front| &front.operation)
+                {
+                    // Nothing behind one that waits or is refused takes effect (contract C1).
+                    reachable = reachable && self.gate(from, to, write) == Gate::Open;
+                }
                 if let Some(queued) = front.filter(|_| reachable) {
                     self.finish_landing(from, to);
                     self.deliver_whole(from, to, queued.operation);
@@ -376,10 +411,10 @@ impl Net {
             }
             let direction = std::mem::take(&mut self.lane(a, b, lane).directions[side]);
             if ghosts {
-                let torn = direction.landing.map(|(write, _)| Operation::Write(write));
+                let torn = direction.landing.map(|landing| Operation::Write(landing.write));
                 let lost = direction.queue.into_iter().map(|queued| queued.operation);
                 for operation in torn.into_iter().chain(lost) {
-                    self.haunt(from, to, operation);
+                    self.haunt(from, to, life, operation);
                 }
             }
         }
@@ -459,6 +494,9 @@ impl Net {
     fn tell_down(&mut self, side: usize, peer: usize, lane: usize) {
         let believed = &mut self.lane(side, peer, lane).believed[usize::from(side > peer)];
         if believed.take().is_some() {
+            if lane == 1 {
+                self.end_for_life(side, peer);
+            }
             let reason = String::from("the lane broke");
             let event = Event::LinkDown { peer: id(peer), lane: lane_of(lane), reason };
             self.tell(side, event);
@@ -553,6 +591,15 @@ impl Net {
                 return;
             }
             let Some(queued) = direction.queue.pop_front() else { return };
+            let gate = match &queued.operation {
+                Operation::Write(write) => self.gate(from, to, write),
+                Operation::Message(_) => Gate::Open,
+            };
+            let direction = &mut self.lane(from, to, lane).directions[side];
+            if gate == Gate::Waits {
+                direction.queue.push_front(queued);
+                return;
+            }
             match queued.operation {
                 Operation::Message(ref message) => {
                     direction.bytes -= message.len();
@@ -562,7 +609,7 @@ impl Net {
                 Operation::Write(write) => {
                     direction.bytes -= write.bytes.len();
                     direction.taken += 1;
-                    if self.is_fenced(from, to) {
+                    if gate == Gate::Refused || self.is_fenced(from, to) {
                         // Refused, and the lane with it.
                         self.coverage.observe(Row::F95);
                         return self.fail(from, to, 1);
@@ -606,8 +653,8 @@ impl Net {
         let (life, up) = (state.life, state.up);
         let Some(believed) = state.believed[side] else { return Err(PostError::Down(id(to))) };
         if believed != life || !up {
-            // It broke behind the sender's back: swallowed.
-            return Ok(OpNumber(0));
+            // It broke behind the sender's back: swallowed, and never completed.
+            return Ok(OpNumber(u64::MAX));
         }
         let direction = &mut state.directions[side];
         if direction.queue.len() >= limit || direction.bytes + length > QUEUE_BYTES_MAX {
@@ -692,61 +739,15 @@ impl Net {
         &self.endpoints[node].regions
     }
 
+    /// Whether there are grants for one life of a lane.
+    #[must_use]
+    pub(crate) fn has_for_life(&self) -> bool {
+        self.shape.for_life
+    }
+
     /// Whether receivers are told of writes.
     #[must_use]
     pub(crate) fn hints(&self) -> bool {
         self.shape.hints
-    }
-
-    /// Whether a lane works, as `node` believes.
-    #[must_use]
-    pub(crate) fn status(&self, node: usize, peer: usize) -> LinkStatus {
-        let lanes = &self.lanes[node.min(peer) * self.nodes() + node.max(peer)];
-        let up = |lane: Lane| lanes[lane_index(lane)].believed[usize::from(node > peer)].is_some();
-        LinkStatus {
-            control_up: up(Lane::Control),
-            data_up: up(Lane::Data),
-            carrier: "simulated",
-            ..LinkStatus::default()
-        }
-    }
-
-    /// Every lane, for whoever looks for what is stuck.
-    #[must_use]
-    pub(crate) fn describe(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        for (index, lanes) in self.lanes.iter().enumerate() {
-            let (a, b) = (index / self.nodes(), index % self.nodes());
-            if a >= b {
-                continue;
-            }
-            for (lane, state) in lanes.iter().enumerate() {
-                let waiting = state.directions.each_ref().map(|direction| {
-                    let first = direction.queue.front().map(|queued| queued.arrival);
-                    (direction.posted, direction.queue.len(), first, direction.landing.is_some())
-                });
-                lines.push(format!(
-                    "{}-{} {:?}: up {}, life {}, believed {:?}, blocked {}/{}, \
-                     (posted, queued, first, landing) {waiting:?}",
-                    a + 1,
-                    b + 1,
-                    lane_of(lane),
-                    state.up,
-                    state.life,
-                    state.believed,
-                    self.is_blocked(a, b),
-                    self.is_blocked(b, a),
-                ));
-            }
-        }
-        lines
-    }
-
-    /// Bytes that wait anywhere: bounded by what a direction queues.
-    #[must_use]
-    pub(crate) fn queued_bytes(&self) -> usize {
-        let lanes = self.lanes.iter().flatten();
-        let directions = lanes.flat_map(|lane| &lane.directions);
-        directions.map(|direction| direction.bytes).max().unwrap_or(0)
     }
 }

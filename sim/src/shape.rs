@@ -409,6 +409,9 @@ fn draw_net(random: &mut Random, slow: bool) -> NetShape {
         notice_mean: random.pick(&[100_000, 2 * MS, 50 * MS, 400 * MS]),
         back_off_mean: random.pick(&[MS, 10 * MS, 50 * MS]),
         queue_operations: random.pick(&[8, 64, 4096]),
+        for_life: false,
+        lasting_ppm: 0,
+        broken_fence: false,
     }
 }
 

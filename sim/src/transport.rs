@@ -25,13 +25,16 @@ pub(crate) struct SimTransport {
     net: SharedNet,
     spy: Arc<Mutex<Spy>>,
     node: usize,
+    /// Whether there are grants for one life of a lane.
+    for_life: bool,
 }
 
 impl SimTransport {
     /// The end of replica `node`, counted from 0.
     #[must_use]
     pub(crate) fn new(net: SharedNet, spy: Arc<Mutex<Spy>>, node: usize) -> Self {
-        Self { net, spy, node }
+        let for_life = lock(&net).has_for_life();
+        Self { net, spy, node, for_life }
     }
 
     fn index(&self, peer: NodeId) -> Result<usize, PostError> {
@@ -74,11 +77,24 @@ impl Transport for SimTransport {
     }
 
     fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
-        lock(&self.net).regions(self.node).grant(region, peer)
+        let Ok(from) = self.index(peer) else {
+            return lock(&self.net).regions(self.node).grant(region, peer);
+        };
+        lock(&self.net).grant(self.node, from, region)
+    }
+
+    fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        match self.index(peer) {
+            Ok(from) if self.for_life => lock(&self.net).grant_for_life(self.node, from, region),
+            _ => Err(RegionError::Lasting(region, peer)),
+        }
     }
 
     fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
-        lock(&self.net).regions(self.node).revoke(region, peer)
+        match self.index(peer) {
+            Ok(from) => lock(&self.net).revoke(self.node, from, region),
+            Err(_) => lock(&self.net).regions(self.node).revoke(region, peer),
+        }
     }
 
     fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {

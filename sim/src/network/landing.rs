@@ -1,6 +1,6 @@
 //! One-sided writes: they become visible piece by piece, late, or after their lane has died.
 
-use super::{Ghost, Net, NetEvent, Node, Operation, Write, id, is_ring};
+use super::{Ghost, Landing, Net, NetEvent, Node, Operation, Write, id, is_ring};
 use crate::coverage::Row;
 use quorate_consensus::{Ballot, RowFlags};
 use quorate_transport::{Event, Level, OpNumber, RegionId};
@@ -43,8 +43,10 @@ impl Net {
         };
         self.coverage.inject(row);
         self.coverage.inject(Row::F97);
-        self.lane(from, to, 1).directions[side].landing = Some((write, pieces));
-        if self.complete(from, to, Level::Accepted) {
+        let early = !self.shape.for_life || self.random.chance(700_000);
+        let told = early && self.complete(from, to, Level::Accepted);
+        self.lane(from, to, 1).directions[side].landing = Some(Landing { write, pieces, told });
+        if told {
             self.coverage.inject(Row::WC);
         }
         self.land_piece(from, to);
@@ -65,7 +67,8 @@ impl Net {
 
     pub(super) fn land_piece(&mut self, from: usize, to: usize) {
         let side = usize::from(from > to);
-        let Some((write, mut pieces)) = self.lane(from, to, 1).directions[side].landing.take()
+        let Some(Landing { write, mut pieces, told }) =
+            self.lane(from, to, 1).directions[side].landing.take()
         else {
             return;
         };
@@ -93,7 +96,7 @@ impl Net {
         let wait = self.random.exponential(self.shape.landing_mean);
         let state = self.lane(from, to, 1);
         let life = state.life;
-        state.directions[side].landing = Some((write, pieces));
+        state.directions[side].landing = Some(Landing { write, pieces, told });
         let (from, to) = (from as Node, to as Node);
         self.due.push((self.now + wait, NetEvent::Land { from, to, life }));
     }
@@ -111,7 +114,8 @@ impl Net {
 
     pub(super) fn finish_landing(&mut self, from: usize, to: usize) {
         let side = usize::from(from > to);
-        if let Some((write, _)) = self.lane(from, to, 1).directions[side].landing.take() {
+        if let Some(Landing { write, .. }) = self.lane(from, to, 1).directions[side].landing.take()
+        {
             self.scribble(from, to, &write, 0, write.bytes.len());
         }
     }
@@ -159,7 +163,7 @@ impl Net {
     }
 
     /// A write of a lane that died may land all the same, later.
-    pub(super) fn haunt(&mut self, from: usize, to: usize, operation: Operation) {
+    pub(super) fn haunt(&mut self, from: usize, to: usize, life: u64, operation: Operation) {
         if let Operation::Write(write) = operation
             && self.random.chance(300_000)
         {
@@ -167,20 +171,23 @@ impl Net {
             let generation = self.endpoints[to].generation;
             let partings = self.endpoints[to].partings[from];
             self.coverage.inject(Row::F96);
-            let ghost = Box::new(Ghost { from, to, generation, partings, write });
+            let ghost = Box::new(Ghost { from, to, generation, partings, life, write });
             self.due.push((self.now + wait, NetEvent::Ghost(ghost)));
         }
     }
 
     /// It lands, in the memory of whichever process is there now.
     pub(super) fn appear(&mut self, ghost: &Ghost) {
-        let Ghost { from, to, generation, partings, write } = ghost;
+        let Ghost { from, to, generation, partings, life, write } = ghost;
         let endpoint = &self.endpoints[*to];
         if !endpoint.alive || self.is_fenced(*from, *to) {
             return;
         }
         if endpoint.generation == *generation && endpoint.partings[*from] != *partings {
             // The memory that it was to land in was given back.
+            return;
+        }
+        if !self.lets_late(*from, *to, write.region, *life) {
             return;
         }
         if endpoint.generation == *generation {

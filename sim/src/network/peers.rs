@@ -52,6 +52,7 @@ impl Net {
         }
         self.note(0x9e0e ^ (node as u64) << 32 ^ (peer as u64) << 40);
         self.endpoints[node].partings[peer] += 1;
+        self.forget_for_life(node, peer);
         for lane in 0..2 {
             let incoming = &mut self.lane(node, peer, lane).directions[usize::from(peer > node)];
             *incoming = Default::default();
