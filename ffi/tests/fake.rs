@@ -5,8 +5,8 @@
 use quorate_ffi::fake::{Fabric, Live, Partition};
 use quorate_ffi::memory::SharedMemory;
 use quorate_ffi::verbs::{
-    Access, AsyncEvent, Channel, Completion, CompletionQueue, Device, MemoryRegion, Path,
-    PortState, Poster, ProtectionDomain, QueueDepths, QueuePair, Remote, Status, VerbsError,
+    Access, AsyncEvent, Channel, Completion, CompletionQueue, Device, InitQueuePair, MemoryRegion,
+    Path, PortState, Poster, ProtectionDomain, QueueDepths, QueuePair, Remote, Status, VerbsError,
 };
 use std::sync::Arc;
 
@@ -322,6 +322,38 @@ fn ports_memory_and_queue_pairs_can_be_refused_each_with_what_to_do() {
     assert!(matches!(refused, VerbsError::Create { what: "queue pair", .. }), "{refused}");
     let unknown = Fabric::library().open("mlx5_7").unwrap_err();
     assert!(unknown.to_string().contains(fabric.name()), "{unknown}");
+}
+
+#[test]
+fn a_device_that_keeps_what_it_should_give_back_is_told_of() {
+    let fabric = Fabric::new(1);
+    let end = end(fabric, 16);
+    let live = fabric.live();
+    let region = end.domain.register(&end.memory, Access::RemoteWrite).unwrap();
+    let key = region.remote_key();
+    fabric.keep_memory(true);
+    let refused = region.deregister().unwrap_err();
+    assert!(matches!(refused, VerbsError::Deregister { .. }), "{refused}");
+    assert!(fabric.knows_key(key) && refused.to_string().contains("does not give"), "{refused}");
+    fabric.keep_memory(false);
+    let region = end.domain.register(&end.memory, Access::RemoteWrite).unwrap();
+    let key = region.remote_key();
+    region.deregister().unwrap();
+    assert!(!fabric.knows_key(key));
+    let made =
+        || end.domain.queue_pair(&end.queue, DEPTHS).unwrap().init(path(&end.device)).unwrap();
+    let ready = |pair: InitQueuePair| {
+        let own = pair.destination(1);
+        pair.ready_to_receive(&own).unwrap().ready_to_send(1).unwrap()
+    };
+    let (stays, goes) = (ready(made()), ready(made()));
+    fabric.keep_queue_pairs(true);
+    let refused = stays.destroy().unwrap_err();
+    assert!(refused.to_string().contains("destroyed"), "{refused}");
+    fabric.keep_queue_pairs(false);
+    goes.destroy().unwrap();
+    let left = fabric.live();
+    assert_eq!((left.pairs, left.regions), (live.pairs + 1, live.regions + 1));
 }
 
 #[test]

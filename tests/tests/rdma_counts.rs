@@ -75,6 +75,10 @@ impl Transport for Counting {
         self.below.revoke(region, peer)
     }
 
+    fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        self.below.grant_for_life(region, peer)
+    }
+
     fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
         // Looks at the header of what may be next are no copies of anything.
         if region.0 < RegionId::row(NodeId(0)).0 && into.len() > 64 {

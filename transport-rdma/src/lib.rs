@@ -18,6 +18,7 @@
 
 mod adapter;
 pub mod diagnosis;
+mod fence;
 mod link;
 mod negotiation;
 mod options;

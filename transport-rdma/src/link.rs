@@ -20,6 +20,7 @@ use crate::staging::{Staged, Staging};
 use bytes::Bytes;
 use quorate_ffi::verbs::{
     Chain, Completion, CompletionQueue, MemoryRegion, Poster, QueuePair, Remote, Source, Status,
+    VerbsError,
 };
 use quorate_transport::{OpNumber, RegionId};
 use std::collections::VecDeque;
@@ -241,6 +242,12 @@ impl Link {
         }
     }
 
+    /// As if the word of a grant had not come yet.
+    #[cfg(test)]
+    pub(crate) fn forget(&mut self, region: RegionId) {
+        self.grants.retain(|grant| grant.region != region);
+    }
+
     /// Posts what waits, as far as there is room: one chain, one doorbell.
     pub(crate) fn pump(&mut self, shared: &mut Shared<'_>) -> Result<(), Failure> {
         let theirs = self.mailbox.memory().load(mailbox::SLEEP);
@@ -391,10 +398,7 @@ impl Link {
 
     /// Takes completions. An error ends the life of the lane.
     pub(crate) fn poll(&mut self, shared: &mut Shared<'_>) -> Result<(), Failure> {
-        let lost = |error: quorate_ffi::verbs::VerbsError| Failure {
-            reason: error.to_string(),
-            unreachable: true,
-        };
+        let lost = |error: VerbsError| Failure { reason: error.to_string(), unreachable: true };
         loop {
             self.completions.clear();
             let count = self.queue.poll(&mut self.completions).map_err(lost)?;
@@ -501,7 +505,7 @@ impl Link {
 
     /// The next completion makes the channel readable.
     pub(crate) fn arm(&mut self) -> Result<(), Failure> {
-        let lost = |error: quorate_ffi::verbs::VerbsError| error.to_string();
+        let lost = |error: VerbsError| error.to_string();
         self.queue.arm().map_err(lost).map_err(|reason| Failure { reason, unreachable: true })
     }
 
@@ -517,8 +521,9 @@ impl Link {
         self.mailbox.memory().store(mailbox::PULSE, self.pulse);
     }
 
-    /// Ends it. When this returns the device neither reads nor writes anything for it any more.
-    pub(crate) fn close(mut self, staging: &mut Staging) {
+    /// Ends it. When this returns without an error the device neither reads nor writes anything for it
+    /// any more.
+    pub(crate) fn close(mut self, staging: &mut Staging) -> Result<(), VerbsError> {
         // What is under way is flushed before the pair goes: some devices lose it otherwise.
         let failed = self.pair.fail();
         for _ in 0..SEND_DEPTH {
@@ -528,10 +533,11 @@ impl Link {
                 break;
             }
         }
-        drop(self.pair);
+        let destroyed = self.pair.destroy();
         for chunk in self.chunks.drain(..) {
             staging.release(chunk);
         }
+        destroyed
     }
 }
 

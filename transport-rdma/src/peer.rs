@@ -3,6 +3,7 @@
 use crate::link::Link;
 use crate::negotiation::Building;
 use quorate_consensus::{Incarnation, NodeId};
+use quorate_transport::RegionId;
 use std::time::{Duration, Instant};
 
 /// A lane over TCP tries RDMA again after this long, and after each failure twice as long,
@@ -27,6 +28,8 @@ pub(crate) struct Peer {
     /// When a lane over TCP tries RDMA again: the end with the higher id does.
     pub(crate) retry_at: Option<Instant>,
     pub(crate) last_error: String,
+    /// Regions that it asked for in this life, and was not answered yet.
+    pub(crate) asked: Vec<RegionId>,
 }
 
 /// What carries the data lane.
@@ -54,6 +57,7 @@ impl Peer {
             retry_after: RETRY_MIN,
             retry_at: None,
             last_error: String::new(),
+            asked: Vec::new(),
         }
     }
 

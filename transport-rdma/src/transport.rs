@@ -4,7 +4,7 @@ use crate::adapter::Adapter;
 use crate::link::{Failure, Shared};
 use crate::negotiation::Building;
 use crate::peer::{DataLane, Peer};
-use crate::regions::{Lent, Regions, Revoked};
+use crate::regions::{Lent, Regions};
 use crate::send_queue::SEND_QUEUE_BYTES_MAX;
 use crate::staging::Staging;
 use crate::talk::{Offer, Word};
@@ -35,12 +35,12 @@ const PARK_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct RdmaTransport {
     local: NodeId,
-    tcp: TcpTransport,
+    pub(crate) tcp: TcpTransport,
     // Links go before the device that they are on.
-    peers: Vec<Peer>,
-    regions: Regions,
-    staging: Staging,
-    adapter: Adapter,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) regions: Regions,
+    pub(crate) staging: Staging,
+    pub(crate) adapter: Adapter,
     stall: Duration,
     random: Randomness,
     statistics: Statistics,
@@ -128,12 +128,12 @@ impl RdmaTransport {
         &self.adapter
     }
 
-    fn place(&self, peer: NodeId) -> Option<usize> {
+    pub(crate) fn place(&self, peer: NodeId) -> Option<usize> {
         self.peers.iter().position(|entry| entry.id == peer)
     }
 
     /// Says something; should it not get through, its TCP connection is ending anyway.
-    fn say(&mut self, place: usize, word: &Word) {
+    pub(crate) fn say(&mut self, place: usize, word: &Word) {
         let peer = self.peers[place].id;
         if let Err(error) = self.tcp.send_aside(peer, word.encode()) {
             tracing::debug!(%peer, %error, "a word was not sent");
@@ -206,13 +206,6 @@ impl RdmaTransport {
         known
     }
 
-    /// Destroys what carries the lane. When this returns nothing of it lands here any more.
-    fn close(&mut self, place: usize) {
-        if let DataLane::Rdma(link) = std::mem::take(&mut self.peers[place].lane) {
-            link.close(&mut self.staging);
-        }
-    }
-
     fn start(
         &mut self,
         place: usize,
@@ -220,7 +213,11 @@ impl RdmaTransport {
         now: Instant,
     ) -> Result<(Building, Word), String> {
         let nonces = (self.random.word(), self.random.word() as u32);
-        let grants = self.regions.grants(self.peers[place].id);
+        let peer = self.peers[place].id;
+        if let Some(reason) = self.regions.unfenced(peer) {
+            return Err(reason);
+        }
+        let grants = self.regions.offered(peer);
         Building::start(&self.adapter, grants, nonces, beside, now)
             .map_err(|error| error.to_string())
     }
@@ -256,18 +253,41 @@ impl RdmaTransport {
     }
 
     /// Ends this life because of what the verbs say; TCP tells the other end, and the caller.
-    fn fail(&mut self, place: usize, failure: &Failure) {
+    pub(crate) fn fail(&mut self, place: usize, failure: &Failure) {
         let lived = self.peers[place].link().map(|link| link.since.elapsed());
         self.close(place);
         let peer = &mut self.peers[place];
         failure.reason.clone_into(&mut peer.last_error);
-        if failure.unreachable {
+        let id = peer.id;
+        if failure.unreachable && !self.other_end_ended(id) {
+            let peer = &mut self.peers[place];
             peer.rdma_failed(&failure.reason, lived.unwrap_or_default());
             self.statistics.failed += 1;
         }
-        let id = peer.id;
         self.tcp.reset_lane(id, Lane::Data, &failure.reason);
         self.unsettled = true;
+    }
+
+    /// Whether the lane's TCP connection ended meanwhile: a peer that destroyed its queue pair does not
+    /// answer, and that is nobody's network.
+    fn other_end_ended(&mut self, id: NodeId) -> bool {
+        let before = self.inner_events.len();
+        self.tcp.poll(&mut self.inner_events);
+        let mut ended = false;
+        let mut begun = false;
+        for event in &self.inner_events[before..] {
+            match event {
+                Event::LinkDown { peer, lane: Lane::Data, .. } if *peer == id => ended = true,
+                Event::LinkUp { peer, lane: Lane::Data, .. } if *peer == id => begun = true,
+                _ => {}
+            }
+        }
+        if ended && !begun {
+            // What it said in that life is not for the next one.
+            self.tcp.take_asides(&mut self.asides);
+            self.asides.retain(|(from, _)| *from != id);
+        }
+        ended
     }
 
     fn hear(&mut self, now: Instant, events: &mut Vec<Event>) {
@@ -323,11 +343,7 @@ impl RdmaTransport {
                     building.granted(grant);
                 }
             }
-            Word::Ask(region) => {
-                let granted = self.regions.find(region, self.peers[place].id);
-                let answer = granted.map_or(Word::Refused(region), Word::Grant);
-                self.say(place, &answer);
-            }
+            Word::Ask(region) => self.on_ask(place, region),
             Word::Refused(region) => {
                 let reason = format!("a write to region {region:?}, which is not granted");
                 if peer.link().is_some_and(|link| link.wanted == Some((region, true))) {
@@ -627,23 +643,12 @@ impl Transport for RdmaTransport {
         Ok(())
     }
 
+    fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        self.lend_for_life(region, peer)
+    }
+
     fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
-        // Over TCP: bytes land only inside of `poll`. By verbs: deregistration waits for what the
-        // device is doing with the region, and refuses the rest (C4). What the peer was told to be
-        // accepted was acknowledged by this device after it had landed.
-        self.tcp.revoke(region, peer)?;
-        match self.regions.revoke(region, peer) {
-            Ok(()) => Ok(()),
-            Err(Revoked::Missing) => Err(RegionError::Missing(region)),
-            Err(Revoked::Refused(error)) => {
-                // The other fence that holds: the queue pair itself goes, and with it the way here.
-                let reason = format!("a grant could not be taken back: {error}");
-                if let Some(place) = self.place(peer) {
-                    self.fail(place, &Failure { reason, unreachable: false });
-                }
-                Ok(())
-            }
-        }
+        self.take_back(region, peer)
     }
 
     fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
@@ -694,11 +699,13 @@ impl Transport for RdmaTransport {
             }
         }
         self.ask();
+        self.answer();
         self.tcp.flush();
     }
 
     fn poll(&mut self, events: &mut Vec<Event>) {
         events.append(&mut self.events);
+        self.answer();
         self.polls = self.polls.wrapping_add(1);
         if self.unsettled || self.polls.is_multiple_of(POLLS_PER_LOOK) {
             let now = Instant::now();
@@ -725,6 +732,7 @@ impl Transport for RdmaTransport {
         let news = |event: &Event| !matches!(event, Event::Completed { .. });
         let mut awake = self.events.iter().any(news);
         self.awake_polls = 0;
+        self.answer();
         loop {
             self.adapter.channel().drain();
             self.arm();

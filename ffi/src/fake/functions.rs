@@ -14,6 +14,7 @@ use std::ptr::null_mut;
 
 const ENOMEM: c_int = 12;
 const EAGAIN: c_int = 11;
+const EBUSY: c_int = 16;
 const EINVAL: c_int = 22;
 
 unsafe extern "C" {
@@ -289,7 +290,12 @@ extern "C" fn reg_mr(
 }
 
 extern "C" fn dereg_mr(region: *mut sys::ibv_mr) -> c_int {
-    // SAFETY: it came from `reg_mr`, and is freed once.
+    // SAFETY: it came from `reg_mr` and is not freed yet.
+    let context = unsafe { (*region).context };
+    if with(context, |state| state.faults.keep_memory) {
+        return EBUSY;
+    }
+    // SAFETY: as above, and it is freed once: whoever is told of a success does not call again.
     let region = unsafe { Box::from_raw(region) };
     with(region.context, |state| {
         let late = state.faults.late_packets;
@@ -526,6 +532,10 @@ extern "C" fn modify_qp(
 }
 
 extern "C" fn destroy_qp(pair: *mut sys::ibv_qp) -> c_int {
+    let (context, _) = pair_of(pair);
+    if with(context, |state| state.faults.keep_pairs) {
+        return EBUSY;
+    }
     // SAFETY: it came from `create_qp`, and is freed once.
     let owned = unsafe { Box::from_raw(pair) };
     with(owned.context, |state| {

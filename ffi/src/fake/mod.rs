@@ -81,6 +81,12 @@ impl Fabric {
         lock(&self.state).live()
     }
 
+    /// Whether memory is registered under this key.
+    pub fn knows_key(&self, key: u32) -> bool {
+        let state = lock(&self.state);
+        state.regions.get(&key).is_some_and(|region| region.late.is_none())
+    }
+
     /// Cuts or mends all cables.
     pub fn partition(&self, partition: Partition) {
         lock(&self.state).faults.partition = partition;
@@ -105,6 +111,16 @@ impl Fabric {
     /// Whether memory is refused, as beyond the limit of locked memory.
     pub fn refuse_memory(&self, refuse: bool) {
         lock(&self.state).faults.refuse_memory = refuse;
+    }
+
+    /// Whether `ibv_dereg_mr` fails and leaves the region in force.
+    pub fn keep_memory(&self, keep: bool) {
+        lock(&self.state).faults.keep_memory = keep;
+    }
+
+    /// Whether `ibv_destroy_qp` fails and leaves the queue pair as it is.
+    pub fn keep_queue_pairs(&self, keep: bool) {
+        lock(&self.state).faults.keep_pairs = keep;
     }
 
     /// Takes the port down, or up: the contexts are told.

@@ -98,6 +98,8 @@ pub(super) struct Faults {
     pub(super) late_packets_by_flags: u32,
     pub(super) refuse_pairs: bool,
     pub(super) refuse_memory: bool,
+    pub(super) keep_memory: bool,
+    pub(super) keep_pairs: bool,
 }
 
 #[derive(Clone, Copy, Debug)]

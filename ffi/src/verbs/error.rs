@@ -95,6 +95,14 @@ pub enum VerbsError {
         /// What the system said.
         source: io::Error,
     },
+    /// The device keeps memory that it should give back: it may still be written.
+    #[error("the device does not give {length} bytes of memory back: {source}")]
+    Deregister {
+        /// What was to be given back.
+        length: usize,
+        /// What the system said.
+        source: io::Error,
+    },
     /// An object cannot be made.
     #[error("the device cannot make a {what}: {source}")]
     Create {

@@ -61,6 +61,8 @@ const READS: u8 = 4;
 
 struct Core {
     pair: *mut sys::ibv_qp,
+    /// Destroyed before it was dropped.
+    gone: bool,
     inline_bytes: usize,
     depths: QueueDepths,
     domain: Arc<DomainInner>,
@@ -79,13 +81,20 @@ impl fmt::Debug for Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        // SAFETY: the pair came from `ibv_create_qp` and this is its only owner. When the call
-        // returns the device touches nothing through it any more.
-        let _ = unsafe { (self.domain.device.library.verbs.ibv_destroy_qp)(self.pair) };
+        if !self.gone {
+            let _ = self.take_away();
+        }
     }
 }
 
 impl Core {
+    fn take_away(&self) -> io::Result<()> {
+        // SAFETY: the pair came from `ibv_create_qp`, this is its only owner, and after a success it is
+        // not touched again: `destroy` says so to `drop`. When the call returns the device touches
+        // nothing through it any more.
+        check(unsafe { (self.domain.device.library.verbs.ibv_destroy_qp)(self.pair) })
+    }
+
     fn number(&self) -> u32 {
         // SAFETY: the pair lives, and its number does not change.
         unsafe { (*self.pair).qp_num }
@@ -162,7 +171,7 @@ impl ProtectionDomain {
         }
         let inline_bytes = attributes.cap.max_inline_data as usize;
         let (domain, queue) = (Arc::clone(&self.inner), Arc::clone(&queue.inner));
-        Ok(NewQueuePair(Core { pair, inline_bytes, depths, domain, _queue: queue }))
+        Ok(NewQueuePair(Core { pair, gone: false, inline_bytes, depths, domain, _queue: queue }))
     }
 }
 
@@ -354,6 +363,17 @@ impl QueuePair {
             ..sys::ibv_qp_attr::default()
         };
         self.0.modify("failed", &mut attributes, sys::ibv_qp_attr_mask::IBV_QP_STATE)
+    }
+
+    /// Ends it. When this returns without an error nothing comes or goes through it any more: the
+    /// other fence, beside [`crate::verbs::MemoryRegion::deregister`], after which no byte was seen to land.
+    ///
+    /// # Errors
+    /// The device's. Then it may still be in force.
+    pub fn destroy(mut self) -> Result<(), VerbsError> {
+        let done = self.0.take_away();
+        self.0.gone = done.is_ok();
+        done.map_err(|source| VerbsError::Modify { to: "destroyed", source })
     }
 }
 

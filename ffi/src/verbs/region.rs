@@ -163,7 +163,7 @@ impl MemoryRegion {
     pub fn deregister(self) -> Result<(), VerbsError> {
         let this = core::mem::ManuallyDrop::new(self);
         let length = this.memory.len();
-        this.take_away().map_err(|source| VerbsError::Register { length, source })?;
+        this.take_away().map_err(|source| VerbsError::Deregister { length, source })?;
         // SAFETY: `this` is not dropped and its fields are not used again: they are moved out once.
         let memory = unsafe { core::ptr::read(&raw const this.memory) };
         // SAFETY: as above.

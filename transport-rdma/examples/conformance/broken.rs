@@ -33,6 +33,10 @@ impl Transport for BrokenFence {
         self.0.grant(region, peer)
     }
 
+    fn grant_for_life(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
+        self.0.grant_for_life(region, peer)
+    }
+
     fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
         self.0.copy_out(region, offset, into);
     }

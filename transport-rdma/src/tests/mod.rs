@@ -13,6 +13,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 mod doctor;
 mod lanes;
+mod lives;
 mod members;
 mod sleep;
 

@@ -219,6 +219,8 @@ pub(super) fn replaces_a_lasting_grant(build: &mut Build<'_>) -> Outcome {
     let mut rig = Rig::connected(build, 2, 64)?;
     let granted = rig.b().transport.grant_for_life(REGION, A);
     check(granted.is_ok(), || format!("{granted:?}"))?;
+    // What is written by the lasting one, until the word of the other is there, fails the lane.
+    rig.settle();
     let op = posted(rig.a().write(B, 0, text(1)))?;
     rig.until("the write completed", |rig| completed(&rig.ends[0]) >= op)?;
     next_life(&mut rig, 0)?;
