@@ -474,7 +474,7 @@ impl Worker {
     fn act(&mut self, work: Work) -> bool {
         match work {
             Work::Stop => return false,
-            Work::Chore(first_segment, retired) => self.chore(first_segment, &retired),
+            Work::Chore(first_segment, retired) => self.chore(first_segment, retired),
             Work::Prepare => self.prepare = self.prepare_more(),
             Work::Group(group) => {
                 let (before, bytes) = (self.current.0, group.len());
@@ -518,7 +518,7 @@ impl Worker {
         })
     }
 
-    fn chore(&self, first_segment: u64, retired: &[Retired]) {
+    fn chore(&self, first_segment: u64, retired: Vec<Retired>) {
         if let Err(error) = self.keeper.retire(first_segment, retired) {
             tracing::error!(%error, "cannot retire segments of the log");
             self.shared.desk().chore_failure.get_or_insert_with(|| error.to_string().into());

@@ -11,6 +11,7 @@ use crate::index::Index;
 use crate::medium::{Area, Medium, open_medium};
 use crate::pool::SyncPool;
 use crate::recovery::{self, Segment};
+use crate::removal::Removals;
 use crate::segments::{Keeper, Retired, Zeros, segment_name};
 use crate::superblock::GENESIS_BYTES_MAX;
 use bytes::Bytes;
@@ -330,6 +331,13 @@ impl Log {
         self.trim_keeping(below, 0)
     }
 
+    /// From now on trimmed segments are left for the caller to remove, one by one, beside the thread of
+    /// the log; `tell` is called, from either of the log's threads, when one waits. When the medium is
+    /// full the log removes what waits by itself, and the next opening what is left.
+    pub fn removals(&self, tell: Arc<dyn Fn() + Send + Sync>) -> Removals {
+        Removals::new(Arc::clone(&self.keeper), tell)
+    }
+
     /// As [`Log::trim`], but keeps segments of at least `tail_bytes` together, for replicas that are
     /// a little behind.
     ///
@@ -368,7 +376,7 @@ impl Log {
                 Ok(())
             }
             Writer::Direct(_) => {
-                let retired = self.keeper.retire(first, &retired);
+                let retired = self.keeper.retire(first, retired);
                 retired.map_err(|error| self.fail(&Failure::of_sync(&error)))
             }
         }

@@ -1,7 +1,9 @@
 //! Making, filling, recycling and retiring segments.
 
+use crate::error::is_full;
 use crate::format::{Geometry, STATED_MAX, SegmentHeader};
 use crate::medium::{Area, Medium};
+use crate::removal::Waste;
 use crate::superblock::SuperblockStore;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +41,7 @@ pub(crate) struct Keeper {
     geometry: Geometry,
     superblock: Mutex<SuperblockStore>,
     spares: Mutex<Spares>,
+    pub(crate) waste: Mutex<Waste>,
 }
 
 /// How far a new segment is to be written with zeros before its use.
@@ -98,6 +101,7 @@ impl Keeper {
             geometry,
             superblock: Mutex::new(superblock),
             spares: Mutex::new(spares),
+            waste: Mutex::default(),
         })
     }
 
@@ -117,6 +121,16 @@ impl Keeper {
         previous_end: u64,
         zeros: Zeros,
     ) -> io::Result<Arc<dyn Area>> {
+        loop {
+            match self.make_once(number, previous_end, zeros) {
+                // What waits to be removed is in the way now.
+                Err(error) if is_full(&error) && self.remove_waste().is_some() => {}
+                made => return made,
+            }
+        }
+    }
+
+    fn make_once(&self, number: u64, previous_end: u64, zeros: Zeros) -> io::Result<Arc<dyn Area>> {
         let mut spares = self.spares();
         if spares.ready.is_empty() {
             self.begin_filling(&mut spares)?;
@@ -182,8 +196,9 @@ impl Keeper {
     }
 
     /// Forgets all segments below `first_segment`: first the superblock says so, then the files
-    /// go, so that a missing segment is never mistaken for a trimmed one.
-    pub(crate) fn retire(&self, first_segment: u64, retired: &[Retired]) -> io::Result<()> {
+    /// go, so that a missing segment is never mistaken for a trimmed one. A file that outlives this process
+    /// is removed by the next opening.
+    pub(crate) fn retire(&self, first_segment: u64, retired: Vec<Retired>) -> io::Result<()> {
         {
             let mut superblock = self.superblock();
             if superblock.current.first_segment < first_segment {
@@ -197,18 +212,24 @@ impl Keeper {
         Ok(())
     }
 
-    fn recycle(&self, segment: &Retired) -> io::Result<()> {
+    fn recycle(&self, segment: Retired) -> io::Result<()> {
         let mut spares = self.spares();
-        let name = segment_name(segment.number);
         if spares.ready.len() >= SPARES_MAX || segment.area.bytes() != self.geometry.segment_bytes {
-            return self.medium.remove(&name);
+            drop(spares);
+            return self.discard(segment);
         }
+        let name = segment_name(segment.number);
         let spare = format!("{SPARE_PREFIX}{:016x}", spares.next_number);
         self.medium.rename(&name, &spare)?;
         spares.next_number += 1;
-        let area = Arc::clone(&segment.area);
-        spares.ready.push(Spare { name: spare, area, recycled: true });
+        spares.ready.push(Spare { name: spare, area: segment.area, recycled: true });
         Ok(())
+    }
+
+    pub(crate) fn remove(&self, segment: Retired) -> io::Result<u64> {
+        let bytes = segment.area.bytes();
+        self.medium.remove(&segment_name(segment.number))?;
+        Ok(bytes)
     }
 }
 

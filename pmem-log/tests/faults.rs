@@ -11,7 +11,6 @@ use quorate_pmem_log::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 use support::*;
 
 const FIRST_SEGMENT: &str = "segment-0000000000000001";
@@ -25,15 +24,6 @@ fn batch(log: &mut Log, slots: std::ops::RangeInclusive<u64>) {
         append(log, slot, 1, 40 + slot as usize).unwrap();
     }
     log.wait_durable(log.appended()).unwrap();
-}
-
-/// Waits until the predicate holds.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]

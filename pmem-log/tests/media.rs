@@ -13,6 +13,7 @@ use quorate_pmem_log::{
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::*;
 use tempfile::TempDir;
 
@@ -44,6 +45,15 @@ impl Place {
 
     fn open(&self) -> (Log, Recovered) {
         self.try_open(NODE).unwrap()
+    }
+
+    /// How many areas there are.
+    fn files(&self) -> usize {
+        match self {
+            Self::Directory(directory, _) => std::fs::read_dir(directory.path()).unwrap().count(),
+            Self::Memory(medium) => medium.names().unwrap().len(),
+            Self::Simulated(medium) => medium.names().unwrap().len(),
+        }
     }
 }
 
@@ -202,10 +212,59 @@ fn trimming_frees_whole_segments_and_forgets_no_promise() {
         let first = recovered.first_slot.0;
         assert!((250..=295).contains(&first), "kept from {first}");
         assert_eq!(read_all(&log, first).len() as u64, 301 - first);
-        if let Place::Directory(directory, _) = &place {
-            let files = std::fs::read_dir(directory.path()).unwrap().count();
-            assert!(files <= 12, "{files} files are left");
+        assert!(place.files() <= 12, "{} files are left", place.files());
+    }
+}
+
+/// Trimmed segments are left to whoever took them over; what it does not remove, the next opening does.
+#[test]
+fn trimmed_segments_are_removed_one_by_one_by_whoever_takes_them_over() {
+    for place in Place::all() {
+        let (mut log, _) = place.open();
+        let told = Arc::new(AtomicUsize::new(0));
+        let tell = Arc::clone(&told);
+        let removals = log.removals(Arc::new(move || {
+            tell.fetch_add(1, Ordering::SeqCst);
+        }));
+        for slot in 1..=300 {
+            append_durably(&mut log, Record::Entry(entry(slot, 1, 3000)), slot - 1);
         }
+        assert!(!removals.is_due() && removals.remove_one().is_none());
+        let before = place.files();
+        log.trim(Slot(295)).unwrap();
+        eventually("all were let go of", || told.load(Ordering::SeqCst) >= 8);
+        assert_eq!(place.files(), before, "two became spares, and none is gone yet");
+        assert_eq!(removals.remove_one(), Some(options().segment_bytes));
+        assert_eq!(place.files(), before - 1);
+        assert!(removals.is_due());
+        let first = log.first_slot().0;
+        drop((log, removals));
+        let (log, recovered) = place.open();
+        assert_eq!((recovered.end, recovered.damaged), (End::Clean, vec![]));
+        assert_eq!(recovered.first_slot, Slot(first));
+        assert_eq!(read_all(&log, first).len() as u64, 301 - first);
+        assert!(place.files() <= 12, "{} files are left", place.files());
+    }
+}
+
+/// What waits to be removed is no reason to refuse a record.
+#[test]
+fn a_full_medium_removes_what_waits() {
+    for profile in PROFILES {
+        let medium = SimMedium::new(profile);
+        let place = Place::Simulated(Arc::clone(&medium));
+        let (mut log, _) = place.open();
+        let removals = log.removals(Arc::new(|| {}));
+        for slot in 1..=300 {
+            append_durably(&mut log, Record::Entry(entry(slot, 1, 3000)), slot - 1);
+        }
+        log.trim(Slot(295)).unwrap();
+        eventually("some wait", || removals.is_due());
+        medium.control.areas_max.store(place.files(), Ordering::SeqCst);
+        for slot in 301..=500 {
+            append_durably(&mut log, Record::Entry(entry(slot, 1, 3000)), slot - 1);
+        }
+        assert!(!log.full());
     }
 }
 

@@ -93,7 +93,8 @@ impl Changes {
     ) -> String {
         self.watch.longest();
         let begun = Instant::now();
-        let output = cluster.member(arguments);
+        // A state of gigabytes takes its time.
+        let output = cluster.member(&[arguments, &["--timeout", "300"]].concat());
         let said = text(&output);
         assert!(output.status.success(), "{what}: {said}");
         let took = begun.elapsed();

@@ -13,8 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub const SEGMENT: u64 = 32 << 10;
@@ -39,6 +40,8 @@ pub struct Control {
     pub crash_at: AtomicU64,
     /// There is no room: creating and writing fail.
     pub full: AtomicBool,
+    /// There is room for so many areas.
+    pub areas_max: AtomicUsize,
     /// Persisting fails.
     pub fail_persist: AtomicBool,
     pub persists: AtomicU64,
@@ -54,6 +57,7 @@ impl Control {
             operations: AtomicU64::new(0),
             crash_at: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
+            areas_max: AtomicUsize::new(usize::MAX),
             fail_persist: AtomicBool::new(false),
             persists: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -240,6 +244,9 @@ impl Medium for SimMedium {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn Area>> {
         self.control.operation()?;
         self.control.room()?;
+        if self.areas.lock().unwrap().len() >= self.control.areas_max.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let area = SimArea::with(vec![0; bytes as usize], self.unit(), &self.control);
         let area = Arc::new(area);
         self.areas.lock().unwrap().insert(name.to_owned(), Arc::clone(&area));
@@ -385,5 +392,14 @@ impl Random {
 
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
+    }
+}
+
+/// Waits until it holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
     }
 }

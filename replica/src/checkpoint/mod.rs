@@ -13,7 +13,7 @@ use crate::machine::StateMachine;
 use bytes::Bytes;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{Message, Nanos, NodeId, Slot};
-use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId, CheckpointStore};
+use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId, CheckpointStore, Removals};
 use quorate_transport::Wake;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -86,9 +86,19 @@ struct Desk {
     summary: Summary,
     /// A thread does the work, at this many bytes a second.
     drive: Option<u64>,
+    /// What a checkpoint made unnecessary is removed by the same thread, when it has nothing else to do.
+    removals: Option<Removals>,
     running: bool,
     thread: Option<JoinHandle<()>>,
     stop: bool,
+}
+
+impl Desk {
+    /// Whether the thread has something to do.
+    fn is_due(&self) -> bool {
+        let waste = self.removals.as_ref().is_some_and(Removals::is_due);
+        !self.jobs.is_empty() || self.taking || waste
+    }
 }
 
 struct Shared {
@@ -150,12 +160,25 @@ impl CheckpointSteps {
         self.run_if_due(&mut desk);
     }
 
+    /// The thread removes these as well.
+    pub(crate) fn remove(&self, removals: Removals) {
+        let mut desk = self.shared.desk();
+        desk.removals = Some(removals);
+        self.run_if_due(&mut desk);
+    }
+
+    /// Something waits to be removed.
+    pub(crate) fn look(&self) {
+        self.run_if_due(&mut self.shared.desk());
+    }
+
     /// Ends the thread after the piece of work at hand, and waits for it: whatever it holds on to is
     /// free then. What was begun stays as a crash would leave it.
     pub(crate) fn stop(&self) {
         let thread = {
             let mut desk = self.shared.desk();
             desk.stop = true;
+            desk.removals = None;
             self.shared.changed.notify_all();
             desk.thread.take()
         };
@@ -167,7 +190,7 @@ impl CheckpointSteps {
 
     fn run_if_due(&self, desk: &mut Desk) {
         let Some(rate) = desk.drive.filter(|_| !desk.running && !desk.stop) else { return };
-        if desk.jobs.is_empty() && !desk.taking {
+        if !desk.is_due() {
             return;
         }
         let steps = self.clone();
@@ -184,7 +207,13 @@ impl CheckpointSteps {
 
     fn run(&self, bytes_per_second: u64) {
         loop {
-            let moved = self.step();
+            let mut moved = self.step();
+            let removals = self.shared.desk().removals.clone();
+            if moved == 0
+                && let Some(removals) = removals
+            {
+                moved = removals.remove_one().unwrap_or(0);
+            }
             let mut desk = self.shared.desk();
             if bytes_per_second > 0 && moved > 0 && !desk.stop {
                 let nanos = moved.saturating_mul(1_000_000_000) / bytes_per_second;
@@ -192,7 +221,7 @@ impl CheckpointSteps {
                 let paused = self.shared.changed.wait_timeout_while(desk, pause, |desk| !desk.stop);
                 desk = paused.unwrap_or_else(PoisonError::into_inner).0;
             }
-            if desk.stop || (desk.jobs.is_empty() && !desk.taking) {
+            if desk.stop || !desk.is_due() {
                 desk.running = false;
                 return;
             }

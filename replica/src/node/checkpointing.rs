@@ -12,6 +12,7 @@ use quorate_consensus::{Configurations, Message, Mutant, Nanos, Slot};
 use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId};
 
 use super::snapshots::Transfer;
+use std::sync::Arc;
 
 /// A checkpoint that could not be written is tried again after this long.
 const RETRY_AFTER: Nanos = Nanos::from_millis(10_000);
@@ -111,7 +112,11 @@ impl Checkpoints {
 impl Node {
     /// The worker of this replica's checkpoints has a thread from now on, whenever there is work.
     pub(crate) fn drive_checkpoints(&self) {
-        self.checkpoints.steps.drive(self.options.checkpoint_bytes_per_second);
+        let steps = &self.checkpoints.steps;
+        steps.drive(self.options.checkpoint_bytes_per_second);
+        // The worker has these, and the log has the worker: it lets go of them when it is stopped.
+        let worker = steps.clone();
+        steps.remove(self.log.removals(Arc::new(move || worker.look())));
     }
 
     /// The worker of this replica's checkpoints: whoever drives the node without a
