@@ -259,6 +259,9 @@ impl Builder {
     /// [`StartError`], which says what to do.
     pub fn start(mut self, machine: impl StateMachine) -> Result<Replica, StartError> {
         let options = self.node_options()?;
+        if options.passive {
+            self.check_passive()?;
+        }
         let transport = self.take_transport()?;
         let (log, recovered) = self.open_log(transport.waker(), None)?;
         let spin = options.spin;
@@ -374,22 +377,36 @@ impl Builder {
     }
 
     #[cfg(feature = "tcp")]
-    fn default_transport(&self) -> Result<Box<dyn Transport>, StartError> {
-        use quorate_transport_tcp::{TcpOptions, TcpTransport};
-        let failed = |error: &dyn std::error::Error| StartError::Transport(error.to_string());
+    fn listen_address(&self) -> Result<std::net::SocketAddr, StartError> {
         let own = self.members.iter().find(|(node, _)| *node == self.node);
         let listen = self.listen.as_ref().or(own.map(|(_, address)| address));
         let listen = listen.ok_or_else(|| {
             StartError::Options(format!("replica {} is not among the members", self.node))
         })?;
-        let listen = resolve(listen)?;
+        resolve(listen)
+    }
+
+    /// The device that has the address which others dial, unless another one is described.
+    #[cfg(feature = "rdma")]
+    fn adapter_at(
+        adapter: &quorate_transport_rdma::AdapterOptions,
+        listen: std::net::SocketAddr,
+    ) -> quorate_transport_rdma::AdapterOptions {
+        let address = adapter.address.or(Some(listen.ip()));
+        quorate_transport_rdma::AdapterOptions { address, ..adapter.clone() }
+    }
+
+    #[cfg(feature = "tcp")]
+    fn default_transport(&self) -> Result<Box<dyn Transport>, StartError> {
+        use quorate_transport_tcp::{TcpOptions, TcpTransport};
+        let failed = |error: &dyn std::error::Error| StartError::Transport(error.to_string());
+        let listen = self.listen_address()?;
         let peers = self.members.iter().filter(|(node, _)| *node != self.node).cloned().collect();
         let options = TcpOptions { local: self.node, listen, peers, cluster: 0 };
         #[cfg(feature = "rdma")]
         if let Some(adapter) = &self.adapter {
-            use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, verbs};
-            let address = adapter.address.or(Some(listen.ip()));
-            let adapter = AdapterOptions { address, ..adapter.clone() };
+            use quorate_transport_rdma::{RdmaOptions, RdmaTransport, verbs};
+            let adapter = Self::adapter_at(adapter, listen);
             let library = verbs::Library::load().map_err(|error| failed(&error))?;
             let options = RdmaOptions { tcp: options, adapter };
             let transport =
@@ -397,6 +414,46 @@ impl Builder {
             return Ok(Box::new(transport));
         }
         Ok(Box::new(TcpTransport::bind(options).map_err(|error| failed(&error))?))
+    }
+
+    /// Whether this replica may be a passive follower (decision 23, B6): its log promises nothing that memory
+    /// does not keep, and its fence was shown to hold.
+    #[cfg(feature = "passive")]
+    fn check_passive(&self) -> Result<(), StartError> {
+        use quorate_transport_rdma::{proof, verbs};
+        if self.medium != MediumKind::Memory {
+            return Err(StartError::Options(format!(
+                "passive followers vote by what their memory holds, and the medium `{}` promises more: use \
+                 `memory`, or leave `passive` out",
+                self.medium
+            )));
+        }
+        // Who brings a transport answers for its fence.
+        if self.transport.is_some() {
+            return Ok(());
+        }
+        let Some(adapter) = &self.adapter else {
+            return Err(StartError::Options(
+                "passive followers are written to by RDMA: describe the device (`Builder::rdma`), or leave \
+                 `passive` out"
+                    .into(),
+            ));
+        };
+        let failed = |error: &dyn std::error::Error| StartError::Transport(error.to_string());
+        let library = verbs::Library::load().map_err(|error| failed(&error))?;
+        let adapter = Self::adapter_at(adapter, self.listen_address()?);
+        proof::prove(&library, &adapter, self.directory.as_deref())
+            .map(drop)
+            .map_err(|error| failed(&error))
+    }
+
+    #[cfg(not(feature = "passive"))]
+    fn check_passive(&self) -> Result<(), StartError> {
+        Err(StartError::Options(
+            "this build is without passive followers: build it with the feature `passive`, or leave \
+             `passive` out"
+                .into(),
+        ))
     }
 
     #[cfg(not(feature = "tcp"))]

@@ -39,6 +39,13 @@ pub struct Host {
 
 impl Host {
     pub(crate) fn start(mut builder: Builder) -> Result<Self, StartError> {
+        if builder.node_options()?.passive {
+            return Err(StartError::Options(
+                "the state machines of a host share their lanes, and none of them can end a life of one: leave \
+                 `passive` out"
+                    .into(),
+            ));
+        }
         let transport = builder.take_transport()?;
         let trunk = Trunk::new(transport, crate::random());
         builder.adjust_first(shard_options);

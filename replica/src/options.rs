@@ -16,6 +16,10 @@ pub struct NodeOptions {
     /// Whether this replica is a witness: it votes, keeps no payloads and no state, never leads and serves
     /// no client. Told at its first start and never changed; a configuration has to name it as one.
     pub witness: bool,
+    /// Whether this follower is passive (decision 23): a completed write of its leader into its ring counts
+    /// as its vote, where the transport grants rings for one life of a lane; and whether it counts those of
+    /// others when it leads. Only with a log in memory: what is voted for so is in no log yet.
+    pub passive: bool,
     /// Where members are reached, as far as it is known here; goes into the next configuration.
     pub addresses: Vec<Address>,
     /// How often a replica shows that it lives.
@@ -117,6 +121,7 @@ impl NodeOptions {
             members,
             join: false,
             witness: false,
+            passive: false,
             addresses: Vec::new(),
             heartbeat_interval: Duration::from_millis(25),
             election_timeout_min: Duration::from_millis(200),
@@ -165,6 +170,11 @@ impl NodeOptions {
                 "a witness joins a cluster that is there: set `join` as well, and add it with \
                         `quorate member add --witness`"
                     .into(),
+            );
+        }
+        if self.witness && self.passive {
+            return Err(
+                "a witness is not passive: it keeps no payloads, and others need its word".into()
             );
         }
         if self.witness && self.protocol < quorate_consensus::PROTOCOL_WITNESSES {

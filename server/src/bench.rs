@@ -77,6 +77,7 @@ fn measure(args: &BenchArgs, durability: &str, directory: &Path) -> Result<()> {
         base_port: args.base_port,
         durability: durability.to_string(),
         transport: "tcp".into(),
+        followers: "active".into(),
         timers: args.timers.config(),
     };
     std::fs::create_dir_all(directory).context("the folder for the data")?;

@@ -82,6 +82,9 @@ pub struct ClusterArgs {
     /// What carries the log between replicas: `tcp`, or `rdma` where there is a device.
     #[arg(long, default_value = "tcp", value_name = "TRANSPORT")]
     pub transport: String,
+    /// How followers vote: `active`, or `passive` with RDMA and the durability `memory`.
+    #[arg(long, default_value = "active", value_name = "HOW")]
+    pub followers: String,
     /// How soon a silent leader is replaced.
     #[arg(long, value_enum, default_value_t)]
     pub timers: Timers,

@@ -2,7 +2,8 @@
 
 use crate::cli::ClusterArgs;
 use crate::config::{
-    Config, MemberConfig, MetricsConfig, ReplicaConfig, TimerConfig, check_transport,
+    self, Config, MemberConfig, MetricsConfig, ReplicaConfig, TimerConfig, check_followers,
+    check_transport,
 };
 use crate::status::{self, Answer};
 use anyhow::{Context, Result, bail};
@@ -34,6 +35,9 @@ pub struct Manifest {
     pub durability: String,
     /// What carries the traffic between replicas.
     pub transport: String,
+    /// `active` or `passive`.
+    #[serde(default = "config::default_followers", skip_serializing_if = "config::is_active")]
+    pub followers: String,
     /// The protocol's timers.
     #[serde(default)]
     pub timers: TimerConfig,
@@ -92,6 +96,7 @@ impl Manifest {
                 directory: directory.join(format!("replica-{node}")).join("log"),
                 durability: self.durability.clone(),
                 transport: self.transport.clone(),
+                followers: self.followers.clone(),
                 listen_peer: None,
                 spin_us: 0,
                 join: false,
@@ -300,13 +305,17 @@ fn manifest(args: &ClusterArgs, directory: &Path) -> Result<Manifest> {
         }
     }
     let durability = args.durability.clone().or(before.map(|before| before.durability));
-    Ok(Manifest {
+    let manifest = Manifest {
         replicas: args.replicas,
         base_port: args.base_port,
         durability: durability.unwrap_or_else(|| "file".into()),
         transport: args.transport.clone(),
+        followers: args.followers.clone(),
         timers: args.timers.config(),
-    })
+    };
+    check_followers(&manifest.config(directory, 1).replica)
+        .map_err(|text| anyhow::anyhow!("--followers {}: {text}", args.followers))?;
+    Ok(manifest)
 }
 
 /// Runs the command until it is interrupted.

@@ -49,6 +49,10 @@ pub struct ReplicaConfig {
     /// What carries the log between replicas: `tcp` or `rdma`.
     #[serde(default = "default_transport")]
     pub transport: String,
+    /// `active`: a follower votes by what it wrote down. `passive`: also by what landed in its memory,
+    /// without its processor; only with `transport = "rdma"` and `durability = "memory"`.
+    #[serde(default = "default_followers", skip_serializing_if = "is_active")]
+    pub followers: String,
     /// The address to listen on for peers, where it is not the member's own `peer` address.
     pub listen_peer: Option<String>,
     /// Microseconds that the replica's thread spins before it sleeps. 0 is right where replicas share
@@ -216,6 +220,16 @@ fn default_durability() -> String {
     "file".into()
 }
 
+/// What followers are where nothing is said.
+#[must_use]
+pub fn default_followers() -> String {
+    "active".into()
+}
+
+pub(crate) fn is_active(followers: &str) -> bool {
+    followers == "active"
+}
+
 fn default_transport() -> String {
     "tcp".into()
 }
@@ -334,6 +348,12 @@ impl Config {
         if let Err(text) = check_transport(&self.replica.transport) {
             return contradiction(format!("replica.transport: {text}"));
         }
+        if let Err(text) = check_followers(&self.replica) {
+            return contradiction(format!(
+                "replica.followers = \"{}\": {text}",
+                self.replica.followers
+            ));
+        }
         if !["forward", "redirect"].contains(&self.client.on_follower.as_str()) {
             return contradiction(format!(
                 "client.on_follower = \"{}\": use \"forward\" or \"redirect\"",
@@ -384,6 +404,7 @@ impl Config {
         options.spin = Duration::from_micros(self.replica.spin_us);
         options.join = self.replica.join;
         options.witness = self.replica.witness;
+        options.passive = self.replica.followers == "passive";
         let address = |member: &MemberConfig| Address {
             node: NodeId(member.node),
             peer: member.peer.clone(),
@@ -413,6 +434,43 @@ pub fn check_transport(transport: &str) -> Result<(), String> {
         }
         other => Err(format!("'{other}' is no transport: use tcp or rdma")),
     }
+}
+
+/// Whether followers can be as they are asked to be, with this transport and this durability.
+///
+/// # Errors
+/// What is in the way, and what to do.
+pub fn check_followers(replica: &ReplicaConfig) -> Result<(), String> {
+    match replica.followers.as_str() {
+        "active" => return Ok(()),
+        "passive" => {}
+        _ => return Err("use \"active\" or \"passive\"".into()),
+    }
+    if !cfg!(feature = "passive") {
+        return Err(
+            "this build is without passive followers: build it with the feature `passive` (cargo \
+                    build --release -p quorate-server --features passive), or use \"active\""
+                .into(),
+        );
+    }
+    if replica.transport != "rdma" {
+        return Err(
+            "votes that a follower's processor does not cast are one-sided writes: they need \
+                    transport = \"rdma\". Set it, or use \"active\""
+                .into(),
+        );
+    }
+    let why = match replica.durability.as_str() {
+        "memory" => return Ok(()),
+        "dax" => "memory on a DAX file system cannot be registered with the device",
+        "emulated" => "what it acknowledges survives the death of all processes",
+        _ => "what it acknowledges survives power failure",
+    };
+    Err(format!(
+        "durability = \"{}\" cannot be kept so: {why}, and what only landed in a follower's memory does not. \
+         Use durability = \"memory\", or \"active\"",
+        replica.durability
+    ))
 }
 
 /// Adds the nearest known key to a message about an unknown one.
@@ -475,6 +533,45 @@ mod tests {
         assert!(of(&text).contains("redirect"));
         let text = format!("{MINIMAL}\n[rdma]\nstall_ms = 49\n");
         assert!(of(&text).contains("rdma.stall_ms is 49"));
+        let text = MINIMAL.replace("directory =", "followers = \"lazy\"\ndirectory =");
+        assert!(of(&text).contains("use \"active\" or \"passive\""));
+    }
+
+    /// With these keys, and passive followers.
+    fn passive(transport: &str, durability: &str) -> Result<Config, String> {
+        let keys = format!(
+            "followers = \"passive\"\ntransport = \"{transport}\"\ndurability = \"{durability}\"\ndirectory ="
+        );
+        let config = Config::parse(&MINIMAL.replace("directory =", &keys)).unwrap();
+        config.check().map(|()| config).map_err(|error| error.to_string())
+    }
+
+    #[cfg(feature = "passive")]
+    #[test]
+    fn passive_followers_take_rdma_and_a_log_that_promises_nothing() {
+        let config = passive("rdma", "memory").unwrap();
+        assert!(config.node_options().passive);
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(Config::parse(&text).unwrap(), config);
+        assert!(!Config::parse(MINIMAL).unwrap().node_options().passive);
+        let refused = passive("tcp", "memory").unwrap_err();
+        assert!(refused.contains("transport = \"rdma\""), "{refused}");
+        for (durability, why) in [
+            ("file", "survives power failure"),
+            ("emulated", "survives the death of all processes"),
+            ("dax", "cannot be registered"),
+        ] {
+            let refused = passive("rdma", durability).unwrap_err();
+            let told = refused.contains(why) && refused.contains("durability = \"memory\"");
+            assert!(told, "{durability}: {refused}");
+        }
+    }
+
+    #[cfg(not(feature = "passive"))]
+    #[test]
+    fn passive_followers_name_the_feature_that_is_missing() {
+        let refused = passive("rdma", "memory").unwrap_err();
+        assert!(refused.contains("--features passive"), "{refused}");
     }
 
     #[test]

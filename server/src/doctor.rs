@@ -18,9 +18,16 @@ const READINGS: usize = 20_000;
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let media = media(args.dir.as_deref())?;
     clock();
-    let transports = transports(args.quick);
+    let (transports, passive) = transports(args.quick);
+    match &passive {
+        Ok(device) => good(&format!(
+            "passive followers: possible on {device}, with durability memory: its fence holds"
+        )),
+        Err(why) => bad(&format!("passive followers: not possible, because {why}")),
+    }
+    let followers = if passive.is_ok() { "active, passive" } else { "active" };
     println!(
-        "\nthis machine can run: transport {}; durability {}",
+        "\nthis machine can run: transport {}; durability {}; followers {followers}",
         join(&transports),
         join(&media)
     );
@@ -99,8 +106,9 @@ fn clock() {
     }
 }
 
+/// What carries the log, and the device for passive followers, or why there is none.
 #[cfg(feature = "rdma")]
-fn transports(quick: bool) -> Vec<String> {
+fn transports(quick: bool) -> (Vec<String>, Result<String, String>) {
     let found = quorate::rdma::diagnosis::diagnose(!quick);
     for line in &found.lines {
         if line.good {
@@ -111,11 +119,23 @@ fn transports(quick: bool) -> Vec<String> {
     }
     let mut can = vec!["tcp".to_owned()];
     can.extend(found.usable.iter().map(|device| format!("rdma on {device}")));
-    can
+    let passive = match (found.fenced.first(), found.usable.is_empty()) {
+        _ if !cfg!(feature = "passive") => {
+            Err("this build is without them: build it with the feature `passive`".into())
+        }
+        (Some(device), _) => Ok(device.clone()),
+        (None, true) => Err("there is no RDMA device that can be used".into()),
+        (None, false) if quick => Err("the fence was not tried: ask without --quick".into()),
+        (None, false) => Err("the fence was not shown to hold: see above".into()),
+    };
+    (can, passive)
 }
 
 #[cfg(not(feature = "rdma"))]
-fn transports(_quick: bool) -> Vec<String> {
+fn transports(_quick: bool) -> (Vec<String>, Result<String, String>) {
     bad("rdma: this build is without it (feature `rdma`)");
-    vec!["tcp".to_owned()]
+    (
+        vec!["tcp".to_owned()],
+        Err("this build is without RDMA (features `rdma` and `passive`)".into()),
+    )
 }

@@ -55,6 +55,7 @@ pub(crate) fn run(args: &BenchArgs, rounds: u32, how: How) -> Result<ExitCode> {
         base_port: args.base_port,
         durability: durability.into(),
         transport: "tcp".into(),
+        followers: "active".into(),
         timers: args.timers.config(),
     };
     let outcome = measure(&manifest, &directory, rounds, how);

@@ -128,6 +128,7 @@ fn measure(args: &BenchArgs, directory: &std::path::Path) -> Result<[f64; 2]> {
             base_port: args.base_port + 400 * place as u16,
             durability: "memory".into(),
             transport: "tcp".into(),
+            followers: "active".into(),
             timers,
         };
         let directory = directory.join(place.to_string());

@@ -81,6 +81,14 @@ fn a_configuration_that_is_wrong_names_the_file_and_the_key() {
     assert!(said.contains("replica.toml"), "{said}");
     let said = lone.refused(&lone.text().replacen("node = 1", "node = 9", 1));
     assert!(said.contains("replica.node is 9"), "{said}");
+    let passive = lone.text().replacen("node = 1", "node = 1\nfollowers = \"passive\"", 1);
+    let said = lone.refused(&passive);
+    let why = if cfg!(feature = "passive") { "transport = \"rdma\"" } else { "--features passive" };
+    assert!(said.contains("replica.followers") && said.contains(why), "{said}");
+    let folder = Folder::new("bad-followers");
+    let directory = folder.path().to_string_lossy();
+    let said = complaint(&quorate(&["cluster", "--dir", &directory, "--followers", "lazy"]));
+    assert!(said.contains("--followers lazy") && said.contains("passive"), "{said}");
 }
 
 #[test]

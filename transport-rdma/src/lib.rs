@@ -23,6 +23,7 @@ mod link;
 mod negotiation;
 mod options;
 mod peer;
+pub mod proof;
 mod regions;
 mod send_queue;
 mod staging;

@@ -438,6 +438,7 @@ pub fn config(ports: &Ports, home: &Path, node: u16, durability: &str) -> Config
             directory: home.join("log"),
             durability: durability.into(),
             transport: "tcp".into(),
+            followers: "active".into(),
             listen_peer: None,
             spin_us: 0,
             join: false,

@@ -10,9 +10,11 @@ pub(crate) fn conformance(lab: &Lab) -> Result<()> {
     let output = lab.host(1).run(&program, PATIENCE)?;
     let last = output.stdout.lines().last().unwrap_or_default().to_owned();
     println!("conformance on {}: {last}", agent::DEVICE);
-    output.success()?;
+    let said = output.success()?;
     let passed: usize = last.split(' ').next().unwrap_or_default().parse().context("a count")?;
-    ensure!(passed >= 20, "the whole suite ran: {last}");
+    ensure!(passed >= 30 && last.ends_with(" 0 skipped"), "the whole suite ran: {last}");
+    let for_life = said.lines().filter(|line| line.starts_with("ok      for life: "));
+    ensure!(for_life.count() >= 7, "grants for one life of a lane: {said}");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod doctor;
 mod lanes;
 mod lives;
 mod members;
+mod proof;
 mod sleep;
 
 /// A transport and everything that it said.
