@@ -5,6 +5,7 @@
 //! ballot it accepts slots in order. The last rule is what makes one number per acceptor enough:
 //! `accepted_slot` under `accepted_ballot`.
 
+use crate::paxos::Cleared;
 use crate::window::Window;
 use crate::{Ballot, Entry, Slot, Value, ensures, old, requires};
 use alloc::collections::VecDeque;
@@ -78,8 +79,9 @@ impl Acceptor {
         self.durable
     }
 
-    /// Promises `ballot`, which must be above the promise. Returns when the promise may be told.
-    pub(crate) fn promise(&mut self, ballot: Ballot) -> PersistNumber {
+    /// Promises `ballot`, which must be above the promise. Returns when the promise may be told. Wants proof
+    /// that nothing counts any more that comes in under the present one (rule B2).
+    pub(crate) fn promise(&mut self, ballot: Ballot, _proof: Cleared) -> PersistNumber {
         requires!(always, A1, ballot > self.promised, "an acceptor promises only upwards");
         self.promised = ballot;
         let number = self.emit(Persist::Promise(ballot));
@@ -232,7 +234,7 @@ mod tests {
     #[test]
     fn a_vote_shows_only_once_it_is_durable() {
         let mut acceptor = acceptor();
-        acceptor.promise(ballot(1));
+        acceptor.promise(ballot(1), Cleared::FOR_TESTS);
         acceptor.begin(ballot(1), Slot::ZERO);
         acceptor.accept(Slot(1), Value::noop());
         acceptor.accept(Slot(2), Value::noop());
@@ -250,12 +252,12 @@ mod tests {
     #[test]
     fn entries_of_an_older_ballot_do_not_count_under_a_newer_one() {
         let mut acceptor = acceptor();
-        acceptor.promise(ballot(1));
+        acceptor.promise(ballot(1), Cleared::FOR_TESTS);
         acceptor.begin(ballot(1), Slot::ZERO);
         for slot in 1..=5 {
             acceptor.accept(Slot(slot), Value::noop());
         }
-        acceptor.promise(ballot(2));
+        acceptor.promise(ballot(2), Cleared::FOR_TESTS);
         acceptor.begin(ballot(2), Slot(2));
         assert_eq!(acceptor.accepted_slot(), Slot(2));
         acceptor.accept(Slot(3), Value::noop());
@@ -268,15 +270,15 @@ mod tests {
     #[should_panic(expected = "promises only upwards")]
     fn a_promise_is_never_taken_back() {
         let mut acceptor = acceptor();
-        acceptor.promise(ballot(2));
-        acceptor.promise(ballot(1));
+        acceptor.promise(ballot(2), Cleared::FOR_TESTS);
+        acceptor.promise(ballot(1), Cleared::FOR_TESTS);
     }
 
     #[test]
     #[should_panic(expected = "slots are accepted in order")]
     fn a_slot_is_never_skipped() {
         let mut acceptor = acceptor();
-        acceptor.promise(ballot(1));
+        acceptor.promise(ballot(1), Cleared::FOR_TESTS);
         acceptor.begin(ballot(1), Slot::ZERO);
         acceptor.accept(Slot(2), Value::noop());
     }

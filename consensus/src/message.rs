@@ -89,6 +89,9 @@ impl RowFlags {
     pub const FULL: u64 = 128;
     /// This replica keeps no payloads (rule W2).
     pub const WITNESS: u64 = 1 << 24;
+    /// A completed write of the receiver into the sender's ring counts as the sender's vote, under the
+    /// ballot in `promised` (rule B1).
+    pub const PASSIVE: u64 = 1 << 25;
     /// Bits 16 to 23 hold the newest version of the protocol that the sender speaks; 0 is 1.
     pub(crate) const PROTOCOL_SHIFT: u32 = 16;
     /// Bits 8 to 15 hold the priority.

@@ -169,6 +169,22 @@ pub enum Mutant {
     GapAdmitted,
     /// A session whose time is over stays open.
     SessionsNeverExpire,
+    /// A passive follower promises without taking back what it granted.
+    NoFence,
+    /// A passive follower reads its ring, and fences it then.
+    FenceAfterReading,
+    /// A fence does nothing: bytes land behind it.
+    BrokenFence,
+    /// A passive follower grants its ring again in the life in which it fenced it.
+    RenewGrant,
+    /// A passive follower takes a grant that lasts for one that ends with the life of the lane.
+    LastingGrant,
+    /// A passive follower does not read its ring when a life of the lane ends.
+    RingUnreadAtEnd,
+    /// A leader counts completed writes though no row says that they are votes.
+    CountUnconfirmed,
+    /// A leader counts writes that completed under an older ballot of its own.
+    CountOldCompletions,
 }
 
 impl Mutant {
@@ -253,6 +269,14 @@ impl Mutant {
         Self::KnownAppliedAgain,
         Self::GapAdmitted,
         Self::SessionsNeverExpire,
+        Self::NoFence,
+        Self::FenceAfterReading,
+        Self::BrokenFence,
+        Self::RenewGrant,
+        Self::LastingGrant,
+        Self::RingUnreadAtEnd,
+        Self::CountUnconfirmed,
+        Self::CountOldCompletions,
     ];
 }
 

@@ -93,6 +93,8 @@ pub(crate) struct Progress {
     pub(crate) incarnation: Incarnation,
     /// Durable vote under the leader's ballot.
     pub(crate) matched: Slot,
+    /// Its newest row, of this life of its lane, says that completed writes are votes (rule B1).
+    pub(crate) passive: bool,
     /// Newest read-index ping that it answered with its promise still at the leader's ballot.
     pub(crate) pong: u64,
     /// When the newest ping was made that it answered with a lease.
@@ -112,6 +114,7 @@ impl Progress {
             next: None,
             incarnation: Incarnation(0),
             matched: Slot::ZERO,
+            passive: false,
             pong: 0,
             leased_at: None,
             told_behind: false,

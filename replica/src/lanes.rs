@@ -3,16 +3,36 @@
 use crate::arena;
 use crate::options::NodeOptions;
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, Message, Mistake, Mutant, Nanos, NodeId, Row, RowFlags};
+use quorate_consensus::{
+    Ballot, Incarnation, Message, Mistake, Mutant, Nanos, NodeId, Row, RowFlags, Slot,
+};
 use quorate_transport::ring::{RingReader, RingWriter};
 use quorate_transport::row::{ROW_BYTES, RowReader, RowWriter};
-use quorate_transport::{PostError, RegionError, RegionId, Transport, codec};
+use quorate_transport::{OpNumber, PostError, RegionError, RegionId, Transport, codec};
+use std::collections::VecDeque;
 
 /// Records that a peer leaves unread for so long, though it answers, have been lost.
 const UNREAD_PATIENCE: Nanos = Nanos::from_millis(1_000);
 /// And so many pings, each sent after the answer to the one before: between two of them the peer
 /// looked into its ring at least once.
 const UNREAD_PINGS: u32 = 3;
+
+/// Records whose completion is waited for; of those beyond it only the rows tell.
+const SHIPPED_MAX: usize = 4096;
+
+/// How a peer may write into its ring, in the present life of its data lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum RingGrant {
+    /// Not at all, or as the follower that is not passive grants it.
+    #[default]
+    None,
+    /// For this life and longer.
+    Lasting,
+    /// For this life only; the core knows.
+    ForLife { told: bool },
+    /// No more in this life.
+    Fenced,
+}
 
 /// Records that are on their way, or lost.
 #[derive(Debug)]
@@ -55,6 +75,10 @@ pub(crate) struct Lanes {
     ping_told: u64,
     unread: Option<Unread>,
     mistake: Mistake,
+    /// How the peer may write into its ring, if this replica is passive.
+    pub(crate) grant: RingGrant,
+    /// Which write of this life carries which record, up to which slot; in order.
+    pub(crate) shipped: VecDeque<(OpNumber, Ballot, Slot)>,
 }
 
 impl Lanes {
@@ -73,7 +97,10 @@ impl Lanes {
                 Ok(()) | Err(RegionError::Exists(_)) => {}
                 Err(error) => return Err(error),
             }
-            transport.grant(region, peer)?;
+            // A passive follower grants its ring when the lane is up: no record comes before its row.
+            if !options.passive || region == RegionId::row(peer) {
+                transport.grant(region, peer)?;
+            }
         }
         let mut ring_writer = RingWriter::new(RegionId::inbox(local), ring_bytes);
         let mut ring_reader = RingReader::new(RegionId::inbox(peer), ring_bytes);
@@ -100,6 +127,8 @@ impl Lanes {
             credit_told: 0,
             ping_told: 0,
             unread: None,
+            grant: RingGrant::None,
+            shipped: VecDeque::new(),
         })
     }
 
@@ -115,8 +144,25 @@ impl Lanes {
         self.row_reader.reset(row);
         self.credit_told = 0;
         self.unread = None;
+        self.shipped.clear();
         self.inbox_hint = true;
         self.row_hint = true;
+    }
+
+    /// A record up to `slot` went with the write `op`.
+    pub(crate) fn note_shipped(&mut self, op: OpNumber, ballot: Ballot, slot: Slot) {
+        if self.shipped.len() < SHIPPED_MAX {
+            self.shipped.push_back((op, ballot, slot));
+        }
+    }
+
+    /// The writes up to `through` completed: which record was the last of them.
+    pub(crate) fn written(&mut self, through: OpNumber) -> Option<(Ballot, Slot)> {
+        let mut last = None;
+        while let Some((_, ballot, slot)) = self.shipped.pop_front_if(|(op, ..)| *op <= through) {
+            last = Some((ballot, slot));
+        }
+        last
     }
 
     /// A lane came up: the peer is to be told who this replica is, and should do the same.

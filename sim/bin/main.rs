@@ -41,6 +41,9 @@ struct Arguments {
     /// Witnesses are among the replicas of each of the runs, and made members.
     #[arg(long, conflicts_with = "disasters")]
     witnesses: bool,
+    /// Followers are passive in each of the runs: a completed write is a vote.
+    #[arg(long, conflicts_with_all = ["disasters", "witnesses"])]
+    passive: bool,
     /// Fail if a fault that can be simulated was not injected or not observed, or a point of legal
     /// misbehaviour was never reached.
     #[arg(long)]
@@ -91,6 +94,7 @@ fn try_main(arguments: &Arguments) -> Result<bool, String> {
     let cast = match (arguments.disasters, arguments.witnesses) {
         (true, _) => Cast::Disaster,
         (_, true) => Cast::Witnesses,
+        _ if arguments.passive => Cast::Passive,
         _ => Cast::Plain,
     };
     if let Some(seed) = arguments.seed {
@@ -279,6 +283,7 @@ fn explain(seed: u64, cast: Cast, what: &str, trace: &[String]) {
         Cast::Plain => "",
         Cast::Disaster => " --disasters",
         Cast::Witnesses => " --witnesses",
+        Cast::Passive => " --passive",
     };
     println!("again: cargo run --release -p quorate-sim -- --seed {seed}{cast} --trace");
 }
@@ -299,6 +304,8 @@ struct Sum {
     nanos: u64,
     commits: u64,
     leaderships: u64,
+    passive_votes: u64,
+    fences: u64,
     checked: u64,
     stale_reads: u64,
     probes: u64,
@@ -319,6 +326,8 @@ impl Sum {
         self.nanos += outcome.nanos;
         self.commits += outcome.commits;
         self.leaderships += outcome.leaderships;
+        self.passive_votes += outcome.passive_votes;
+        self.fences += outcome.fences;
         self.checked += outcome.checked;
         self.stale_reads += outcome.stale_reads;
         self.probes += outcome.probes;
@@ -426,6 +435,9 @@ fn report(sum: &Sum, elapsed: Duration, cpu: f64) {
     println!("faults planned      {}", sum.faults);
     println!("slots committed     {}", sum.commits);
     println!("leader changes      {}", sum.leaderships);
+    if sum.passive_votes + sum.fences > 0 {
+        println!("passive votes       {}, and {} fences", sum.passive_votes, sum.fences);
+    }
     println!("changes of members  {}", sum.changes);
     println!("handed over         {}", sum.transfers);
     println!("operations checked  {}", sum.checked);

@@ -89,6 +89,13 @@ impl Checks {
         }
     }
 
+    /// What a ring holds is a vote of who holds it (rule B1).
+    pub(crate) fn note_written(&mut self, subject: &Subject<'_>, vote: (Ballot, Slot)) {
+        if remembers(subject.core) {
+            self.members.note_vote(subject.member, vote);
+        }
+    }
+
     /// After a turn.
     ///
     /// # Errors

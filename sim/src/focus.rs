@@ -120,6 +120,9 @@ pub fn unseen(mutant: Mutant) -> Option<&'static str> {
         Mutant::AnyDisk => Some(
             "a disk that is dead when its successor is named voted for no slot that the successor decides",
         ),
+        Mutant::CountOldCompletions => Some(
+            "who was confirmed under the older ballot is fenced; who was not reads its records with the newer ones",
+        ),
         _ => None,
     }
 }

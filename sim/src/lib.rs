@@ -33,6 +33,7 @@ mod medium;
 mod members;
 mod network;
 mod operator;
+mod passive;
 mod plan;
 mod process;
 mod random;

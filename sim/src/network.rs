@@ -17,9 +17,9 @@ use granting::Gate;
 use crate::coverage::{Coverage, Row};
 use crate::random::{Random, mix};
 use bytes::Bytes;
-use quorate_consensus::{Incarnation, NodeId};
+use quorate_consensus::{Ballot, Incarnation, NodeId, Slot};
 use quorate_transport::region::RegionTable;
-use quorate_transport::{Event, Lane, OpNumber, PostError, RegionId};
+use quorate_transport::{Event, Lane, Level, OpNumber, PostError, RegionId};
 use std::collections::VecDeque;
 
 /// A direction of a lane queues at most this many bytes, or what the shape says.
@@ -69,6 +69,8 @@ pub(crate) struct NetShape {
     pub(crate) lasting_ppm: u64,
     /// A fence does nothing: a mistake.
     pub(crate) broken_fence: bool,
+    /// Of grants for one life: a writer is told so much later, on average, in some of the cases.
+    pub(crate) told_late_mean: u64,
 }
 
 /// A replica, counted from 0: small, since every event of a run is moved about in a heap.
@@ -93,6 +95,8 @@ pub(crate) enum NetEvent {
     Ghost(Box<Ghost>),
     /// A message comes a second time.
     Again(Box<Again>),
+    /// A writer is told how far its writes have come.
+    Told { from: Node, to: Node, life: u64, through: u64, level: Level },
 }
 
 /// What a dead lane left under way.
@@ -114,6 +118,19 @@ pub(crate) struct Again {
     to: usize,
     life: u64,
     message: Bytes,
+}
+
+/// A record that is, or will be, whole in a ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    /// Who wrote it.
+    pub(crate) from: usize,
+    /// Into whose ring.
+    pub(crate) to: usize,
+    /// Under which ballot.
+    pub(crate) ballot: Ballot,
+    /// Up to which slot.
+    pub(crate) slot: Slot,
 }
 
 /// A one-sided write.
@@ -174,6 +191,8 @@ struct Direction {
     posted: u64,
     /// Writes that were taken out of the queue.
     taken: u64,
+    /// How far its writer was told that they are visible, or accepted.
+    told: [u64; 2],
     /// Where the last record was posted to, and where the last one began to land.
     posted_at: Option<usize>,
     landed_at: Option<usize>,
@@ -220,6 +239,10 @@ pub(crate) struct Net {
     pub(crate) due: Vec<(u64, NetEvent)>,
     /// Replicas to wake.
     pub(crate) wakes: Vec<usize>,
+    /// Records in rings that their writers were or will be told of, for the checks.
+    pub(crate) written: Vec<Written>,
+    /// Grants for one life that were revoked in it.
+    pub(crate) fences: u64,
     /// What happened, for the coverage table.
     pub(crate) coverage: Coverage,
     /// A fingerprint of everything that was delivered.
@@ -265,6 +288,8 @@ impl Net {
             bad: false,
             due: Vec::new(),
             wakes: Vec::new(),
+            written: Vec::new(),
+            fences: 0,
             coverage: Coverage::default(),
             hash: 0,
         }
@@ -488,6 +513,12 @@ impl Net {
             NetEvent::Connect { a, b, lane, life } => self.connect(id(a), id(b), id(lane), life),
             NetEvent::Ghost(ghost) => self.appear(&ghost),
             NetEvent::Again(again) => self.repeat(*again),
+            NetEvent::Told { from, to, life, through, level } => {
+                let (from, to) = (id(from), id(to));
+                if self.lane(from, to, 1).life == life {
+                    self.tell_writer(from, to, through, level);
+                }
+            }
         }
     }
 

@@ -191,6 +191,7 @@ pub(crate) fn options(place: &Place, shape: &Shape, seed: u64, whims: &Whims) ->
     let members = members.into_iter().map(|node| NodeId(node as u16 + 1)).collect();
     let mut options = NodeOptions::new(NodeId(index as u16 + 1), members, seed);
     options.witness = shape.is_witness(index);
+    options.passive = shape.passive >> index & 1 == 1;
     options.join = place.contacts.is_some() || options.witness;
     if shape.witnesses > 0 {
         options.protocol = quorate_consensus::PROTOCOL_WITNESSES;

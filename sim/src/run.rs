@@ -40,6 +40,10 @@ pub struct Outcome {
     pub commits: u64,
     /// Leaderships.
     pub leaderships: u64,
+    /// Votes that were in the ring of a passive follower before they were in its log.
+    pub passive_votes: u64,
+    /// Rings that were fenced.
+    pub fences: u64,
     /// Operations given to the checker.
     pub checked: u64,
     /// Stale reads checked.
@@ -74,6 +78,8 @@ pub enum Cast {
     Disaster,
     /// Witnesses are among the replicas, and an operator makes them members.
     Witnesses,
+    /// Followers are passive: what their leader wrote into their memory is their vote.
+    Passive,
 }
 
 impl Cast {
@@ -93,6 +99,11 @@ impl Cast {
             }
             Self::Witnesses => {
                 let shape = Shape::draw_witnesses(seed, plan::KINDS);
+                let plan = plan::draw(seed, &shape);
+                (shape, plan)
+            }
+            Self::Passive => {
+                let shape = Shape::draw_passive(seed, plan::KINDS);
                 let plan = plan::draw(seed, &shape);
                 (shape, plan)
             }
@@ -130,6 +141,7 @@ pub fn run_disaster(seed: u64, trace: bool) -> Outcome {
 pub fn run_mutant(seed: u64, mutant: Mutant) -> Outcome {
     let mut shape = Shape::draw_focused(seed, plan::KINDS, mutant);
     shape.mutant = Some(mutant);
+    shape.net.broken_fence = mutant == Mutant::BrokenFence;
     let plan = plan::draw(seed, &shape);
     run_plan(seed, shape, plan, false)
 }
@@ -206,6 +218,8 @@ fn finish(seed: u64, faults: u64, mut world: World) -> Outcome {
         nanos: world.now,
         commits: world.checks.committed,
         leaderships: world.checks.leaderships(),
+        passive_votes: world.passive_votes,
+        fences: lock(&world.net).fences,
         checked,
         stale_reads: world.clients.stale_reads,
         probes: world.checks.probes,

@@ -20,6 +20,8 @@ pub(crate) struct Shape {
     pub(crate) founders: usize,
     /// Of the spare places, so many at the end are for witnesses.
     pub(crate) witnesses: usize,
+    /// Replicas that are passive followers, by bit.
+    pub(crate) passive: u64,
     /// Who is a member changes; none: it does not.
     pub(crate) members: Option<MembersShape>,
     /// Clients with sessions of their own; none: there are none.
@@ -128,6 +130,9 @@ pub(crate) struct SessionsShape {
     pub(crate) cuts_ppm: u64,
 }
 
+/// The stream that decides on passive followers.
+const PASSIVE_STREAM: u64 = 23;
+
 /// The stream that decides on witnesses.
 const WITNESSES_STREAM: u64 = 22;
 
@@ -154,6 +159,14 @@ impl Shape {
             Mutant::WitnessIsACopy | Mutant::WitnessPassedOver | Mutant::WitnessGives => {
                 Self::draw_witnesses(seed, kinds_known)
             }
+            Mutant::NoFence
+            | Mutant::FenceAfterReading
+            | Mutant::BrokenFence
+            | Mutant::RenewGrant
+            | Mutant::LastingGrant
+            | Mutant::RingUnreadAtEnd
+            | Mutant::CountUnconfirmed
+            | Mutant::CountOldCompletions => Self::draw_passive(seed, kinds_known),
             _ => Self::draw_towards(seed, kinds_known, focus),
         };
         focus.turn(&mut shape);
@@ -187,6 +200,32 @@ impl Shape {
         if !shape.victims.is_empty() {
             shape.victims = (0..shape.nodes).collect();
         }
+        shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM), false);
+        shape
+    }
+
+    /// Draws the shape of `seed` with passive followers: logs in memory, grants for one life of a lane, and
+    /// writers that are told of their writes.
+    #[must_use]
+    pub(crate) fn draw_passive(seed: u64, kinds_known: usize) -> Self {
+        let mut shape = Self::draw_founders(seed, kinds_known);
+        let random = &mut Random::split(seed, PASSIVE_STREAM);
+        shape.profile = Profile {
+            kind: MediumKind::Memory,
+            alignment: 8,
+            sync_thread: false,
+            zero_fill: false,
+        };
+        let some = random.word();
+        shape.passive = random.pick(&[u64::MAX, u64::MAX, u64::MAX, some]);
+        shape.net.for_life = true;
+        shape.net.completions = true;
+        shape.net.lasting_ppm = random.pick(&[0, 0, 50_000, 500_000]);
+        shape.net.ghosts = random.chance(600_000);
+        shape.net.tear_bytes =
+            random.pick(&[None, Some(1), Some(8), Some(64), Some(64), Some(1024)]);
+        shape.net.told_late_mean = random.pick(&[10_000, MS, 20 * MS]);
+        shape.draw_members(&mut Random::split(seed, MEMBERS_STREAM), false);
         shape.draw_sessions(&mut Random::split(seed, SESSIONS_STREAM), false);
         shape
     }
@@ -307,6 +346,7 @@ impl Shape {
             nodes,
             founders: nodes,
             witnesses: 0,
+            passive: 0,
             members: None,
             sessions: None,
             safety_nanos: random.between(1_500, 5_000) * MS,
@@ -412,6 +452,7 @@ fn draw_net(random: &mut Random, slow: bool) -> NetShape {
         for_life: false,
         lasting_ppm: 0,
         broken_fence: false,
+        told_late_mean: 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a replica told the others: the claims that its disk must back.
 
-use quorate_consensus::{Ballot, Message, Slot};
+use quorate_consensus::{Ballot, Message, NodeId, RowFlags, Slot};
 use quorate_transport::codec;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(crate) struct Spy {
     pub(crate) vote: (Ballot, Slot),
     /// The promise in the last row that left, until somebody looks.
     pub(crate) row_promised: Option<Ballot>,
+    /// Whom the newest row told that its completed writes are votes, and under which ballot.
+    pub(crate) passive: Option<(NodeId, Ballot)>,
     /// Rows that left.
     pub(crate) rows: u64,
     /// Answers to a catch-up that hold nothing.
@@ -28,6 +30,7 @@ pub(crate) struct Spy {
 const PROMISED: usize = 16;
 const ACCEPTED_BALLOT: usize = 24;
 const ACCEPTED_SLOT: usize = 32;
+const FLAGS: usize = 56;
 
 impl Spy {
     /// For a process whose disk is `medium`.
@@ -38,6 +41,7 @@ impl Spy {
             promised: Ballot::ZERO,
             vote: (Ballot::ZERO, Slot::ZERO),
             row_promised: None,
+            passive: None,
             rows: 0,
             empty_answers: 0,
             messages: 0,
@@ -50,14 +54,20 @@ impl Spy {
         self.medium.control().is_dead()
     }
 
-    /// The bytes of a row leave.
-    pub(crate) fn on_row(&mut self, bytes: &[u8]) {
+    /// The bytes of a row leave for `to`.
+    pub(crate) fn on_row(&mut self, to: NodeId, bytes: &[u8]) {
         let word = |at: usize| {
             let word = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
             word.map_or(0, u64::from_le_bytes)
         };
         self.rows += 1;
-        self.row_promised = Some(Ballot::unpack(word(PROMISED)));
+        let promised = Ballot::unpack(word(PROMISED));
+        self.row_promised = Some(promised);
+        if RowFlags(word(FLAGS)).has(RowFlags::PASSIVE) {
+            self.passive = Some((to, promised));
+        } else if self.passive.is_some_and(|(told, _)| told == to) {
+            self.passive = None;
+        }
         let vote = (Ballot::unpack(word(ACCEPTED_BALLOT)), Slot(word(ACCEPTED_SLOT)));
         self.vote = self.vote.max(vote);
     }

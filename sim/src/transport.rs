@@ -119,7 +119,7 @@ impl Transport for SimTransport {
         }
         let bytes = pieces.concat();
         if region == RegionId::row(self.local()) {
-            spy.on_row(&bytes);
+            spy.on_row(peer, &bytes);
         }
         drop(spy);
         lock(&self.net).post_write(self.node, to, region, offset, bytes)

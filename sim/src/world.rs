@@ -5,7 +5,7 @@ use crate::clients::{Clients, Standing};
 use crate::coverage::{Coverage, Row, note_checkpoints};
 use crate::machine::Ledger;
 use crate::medium::Survival;
-use crate::network::{Net, NetEvent, QUEUE_BYTES_MAX};
+use crate::network::{Net, NetEvent, QUEUE_BYTES_MAX, Written};
 use crate::operator::Operator;
 use crate::plan::Item;
 use crate::process::Place;
@@ -120,6 +120,10 @@ pub(crate) struct World {
     pub(crate) leader_before: Vec<Option<usize>>,
     /// An ambush that waits.
     pub(crate) ambush: Option<usize>,
+    /// Records in rings that may be votes of those who hold them, with the lives of these.
+    pub(crate) written: Vec<(Written, u64)>,
+    /// Votes that were in a ring before they were in a log.
+    pub(crate) passive_votes: u64,
     /// Replicas that stand for election, by bit, and whether two did at once since the last leader.
     candidates: u64,
     duel: bool,
@@ -155,6 +159,8 @@ impl World {
             ended: vec![false; plan.len()],
             leader_before: vec![None; plan.len()],
             ambush: None,
+            written: Vec::new(),
+            passive_votes: 0,
             candidates: 0,
             duel: false,
             stalled: false,
@@ -333,6 +339,12 @@ impl World {
         for (at, event) in net.due.drain(..) {
             self.schedule(at.max(self.now), Happening::Net(event));
         }
+        for written in net.written.drain(..) {
+            if let Some(process) = &self.places[written.to].process {
+                self.written.push((written, process.life));
+            }
+        }
+        self.settle_written();
         for node in std::mem::take(&mut net.wakes) {
             if self.places[node].paused {
                 self.coverage.meet(Row::F103);
@@ -417,6 +429,7 @@ impl World {
 
     /// Checks a replica after its turn.
     fn observe(&mut self, node: usize) {
+        self.settle_written();
         let Some(subject) = self.places[node].subject() else { return };
         let Some(process) = &self.places[node].process else { return };
         let mut seen = process.seen;

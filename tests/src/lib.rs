@@ -1,6 +1,7 @@
 //! Cross-crate tests: protocol scenarios, random walks.
 #![forbid(unsafe_code)]
 
+pub mod passive;
 pub mod script;
 
 /// The folder of these tests, also for the package that compiles them once more (`sim/code/tests`).

@@ -155,6 +155,7 @@ fn every_contract_is_reached() {
     a_log_is_appended_and_trimmed();
     groups_are_applied_once(&[(1, 1, 3), (1, 2, 4), (7, 1, 1)], &[5, 3, 900]);
     checkpoints(&[2, 5]);
+    quorate_tests::passive::all();
     let mut unreached = Vec::new();
     for Contract { text, .. } in contracts() {
         let times = quorate_consensus::contract::evaluations(&text);

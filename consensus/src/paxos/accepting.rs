@@ -1,6 +1,7 @@
 //! The follower's side of phase 2: accepting what the leader ships, and learning what is chosen.
 
 use super::Paxos;
+use super::passive::Held;
 use crate::role::Role;
 use crate::{Accept, Ballot, Message, Mutant, Nanos, NodeId, Row, RowFlags, Slot, ensures, old};
 
@@ -47,7 +48,9 @@ impl Paxos {
         }
         if ballot > promised {
             // An Accept implies a promise: its sender has won phase 1.
-            self.acceptor.promise(ballot);
+            let held = || Held::Accept { from, accept: core::mem::take(accept) };
+            let Some(cleared) = self.clear_to_accept(from, held) else { return Ok(()) };
+            self.acceptor.promise(ballot, cleared);
         }
         if self.lacks_payloads(&accept.values) {
             accept.values.clear();
@@ -56,9 +59,12 @@ impl Paxos {
                 found: accept.first,
             });
         }
-        self.follow(ballot);
-        if let Some(index) = self.peer_index(from) {
-            self.peers[index].heard_at = Some(self.now);
+        // Behind a fence it is read for what it decided, and is no sign of life.
+        if !self.is_fencing() {
+            self.follow(ballot);
+            if let Some(index) = self.peer_index(from) {
+                self.peers[index].heard_at = Some(self.now);
+            }
         }
         let known = if self.settings.is(Mutant::KeepOldVotes) {
             self.acceptor.accepted_slot()
@@ -123,7 +129,7 @@ impl Paxos {
         self.row_and_quiet(from, before, row);
     }
 
-    fn on_leader_row(&mut self, index: usize, row: Row) {
+    pub(super) fn on_leader_row(&mut self, index: usize, row: Row) {
         let ballot = row.promised;
         let from = self.peers[index].node;
         if ballot.node != from || ballot < self.acceptor.promised() || self.own_ballot() >= ballot {
@@ -134,7 +140,10 @@ impl Paxos {
         if told_all && ballot > self.acceptor.promised() && !self.poisoned {
             // Others told it all that this leader has proposed, so no record comes that would make it
             // promise, and its answers to pings would not count. Who leads has won phase 1.
-            self.acceptor.promise(ballot);
+            let Some(cleared) = self.clear_to_promise(|| Held::LeaderRow { from, row }) else {
+                return;
+            };
+            self.acceptor.promise(ballot, cleared);
         }
         if row.ping > self.peers[index].ping_seen && ballot == self.acceptor.promised() {
             self.peers[index].ping_seen = row.ping;

@@ -22,7 +22,7 @@ impl Paxos {
         for peer in &self.peers {
             (peer.node, peer.row.canonical()).hash(hasher);
             (peer.heard_at.is_some_and(within), peer.row_is_current, peer.linked).hash(hasher);
-            (peer.leaves_at.is_some(), peer.log_first).hash(hasher);
+            (peer.leaves_at.is_some(), peer.log_first, peer.written).hash(hasher);
         }
         self.catch_up.canonical().hash(hasher);
         let durable = self.acceptor.durable_through();
@@ -30,6 +30,7 @@ impl Paxos {
             (after.0.saturating_sub(durable.0), to, message).hash(hasher);
         }
         (&self.messages, self.log_reads.len()).hash(hasher);
+        self.rings().hash(hasher);
         self.role.hash_canonical(hasher);
     }
 }
@@ -38,8 +39,11 @@ impl Row {
     /// What of a row decides anything, where leases, reads and rests are off.
     #[must_use]
     pub fn canonical(&self) -> impl Hash + Eq + Copy + use<> {
-        let flags =
-            RowFlags::LEADING | RowFlags::AMNESIAC | RowFlags::POISONED | RowFlags::UNWILLING;
+        let flags = RowFlags::LEADING
+            | RowFlags::AMNESIAC
+            | RowFlags::POISONED
+            | RowFlags::UNWILLING
+            | RowFlags::PASSIVE;
         let vote = (self.accepted_ballot, self.accepted_slot);
         (self.promised, vote, self.commit_slot, self.flags.0 & flags, self.incarnation)
     }
@@ -55,8 +59,10 @@ impl Role {
             Self::Adopting(held) => held.hash(hasher),
             Self::Leader(Leader { ballot, barrier, next_slot, progress, transfer, .. }) => {
                 (ballot, barrier, next_slot).hash(hasher);
-                for Progress { node, next, incarnation, matched, told_behind, .. } in progress {
-                    (node, next, incarnation, matched, told_behind).hash(hasher);
+                for Progress { node, next, incarnation, matched, passive, told_behind, .. } in
+                    progress
+                {
+                    (node, next, incarnation, matched, passive, told_behind).hash(hasher);
                 }
                 let held = transfer.as_ref();
                 held.map(|&Transfer { to, closing, told, resigns, .. }| {

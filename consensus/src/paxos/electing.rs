@@ -7,6 +7,7 @@
 //!   hears a leader says no: a returning replica deposes nobody;
 //! * *phase 1 adopts*: a candidate needs no complete log to win, it fetches what it lacks.
 
+use super::passive::Held;
 use super::{Notice, Paxos};
 use crate::buggify::Point;
 use crate::role::{Adopting, Adoption, Candidate, PreCandidate, PromiseHeld, Role};
@@ -150,10 +151,13 @@ impl Paxos {
             ballot.node == self.settings.node && ballot > self.acceptor.promised(),
             "a candidate stands under an own ballot, above all that it promised"
         );
-        self.note_released(ballot, released);
         self.round_seen = self.round_seen.max(ballot.round);
+        let Some(cleared) = self.clear_to_promise(|| Held::Stand { ballot, released }) else {
+            return;
+        };
+        self.note_released(ballot, released);
         let from = self.commit_slot.next();
-        let durable = self.acceptor.promise(ballot);
+        let durable = self.acceptor.promise(ballot, cleared);
         self.role = Role::Candidate(Candidate { ballot, from, promises: Vec::new() });
         self.notice(Notice::Campaigning(ballot));
         self.mark_rows_due();
@@ -207,8 +211,10 @@ impl Paxos {
             if self.lease_binds(ballot, released) {
                 return;
             }
+            let held = || Held::Prepare { from, ballot, first, released };
+            let Some(cleared) = self.clear_to_promise(held) else { return };
             if !self.settings.is(Mutant::PromiseNotKept) {
-                self.acceptor.promise(ballot);
+                self.acceptor.promise(ballot, cleared);
             }
             self.abandon_role("a higher ballot was promised");
             self.leader_lost();

@@ -207,6 +207,7 @@ impl Paxos {
             progress.matched = Slot::ZERO;
             progress.pong = 0;
             progress.leased_at = None;
+            progress.passive = false;
         }
         let mut answers = false;
         let old_votes = self.settings.is(Mutant::CountOldBallotVotes);
@@ -240,6 +241,7 @@ impl Paxos {
         if tell {
             self.send(from, Message::Behind { ballot, first_available, commit_slot });
         }
+        self.note_passive(from, &row, counts);
         if answers {
             self.on_lease_granted(from, &row);
         }

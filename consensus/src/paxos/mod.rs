@@ -1,6 +1,7 @@
 //! [`Paxos`]: one replica's part in the protocol, as a state machine that is driven from outside.
 
 mod accepting;
+mod asking;
 #[cfg(feature = "model")]
 mod canonical;
 mod catching_up;
@@ -9,6 +10,7 @@ mod checkpointing;
 mod electing;
 mod leading;
 mod lease;
+mod passive;
 mod quiet;
 mod reading;
 mod repairing;
@@ -18,7 +20,7 @@ mod witnessing;
 
 use crate::acceptor::{Acceptor, Persist, PersistNumber};
 use crate::buggify::Point;
-use crate::role::{PromiseHeld, Role, RoleName};
+use crate::role::{PromiseHeld, Role};
 use crate::settings::Chance;
 use crate::window::Window;
 use crate::{
@@ -37,6 +39,8 @@ pub use transferring::TransferError;
 
 use catching_up::CatchUp;
 use lease::{Lease, Pulse};
+pub(crate) use passive::Cleared;
+use passive::Rings;
 use quiet::Quiet;
 use reading::Reads;
 use repairing::Progress;
@@ -119,6 +123,8 @@ pub(crate) struct Peer {
     pub(crate) leaves_at: Option<Nanos>,
     /// The lowest slot that its log can give, as it said last.
     pub(crate) log_first: Slot,
+    /// What was written at it in this life of its lane, as the caller told last, and under which ballot.
+    pub(crate) written: (Ballot, Slot),
     /// It was asked for this slot and gave nothing, or did not answer in time.
     pub(crate) no_help_from: Slot,
 }
@@ -139,7 +145,8 @@ pub struct LogRead {
 /// One replica's part in multi-Paxos.
 ///
 /// Events go in by the `on_…` methods, each with the time; effects are taken out by the `poll_…`
-/// methods until they have no more. Two rules bind the caller:
+/// methods until they have no more. Two rules bind the caller, and a third one ([`Paxos::fence_due`]) who
+/// grants rings for one life of a lane:
 ///
 /// * *Drain rule*: after each event, [`Paxos::poll_persist`] and [`Paxos::poll_message`] are called
 ///   until they return nothing, before the thread rests.
@@ -190,6 +197,7 @@ pub struct Paxos {
     chance: Chance,
     messages: VecDeque<(NodeId, Message)>,
     held: VecDeque<(PersistNumber, NodeId, Message)>,
+    rings: Rings,
     /// Each waits until all that was emitted before it is durable: what the log then has up to
     /// our commit slot is what was chosen, and not an older record that is being replaced.
     log_reads: VecDeque<(PersistNumber, LogRead)>,
@@ -256,6 +264,7 @@ impl Paxos {
             quiet: Quiet::default(),
             messages: VecDeque::new(),
             held: VecDeque::new(),
+            rings: Rings::default(),
             log_reads: VecDeque::new(),
             notices: VecDeque::new(),
             settings,
@@ -430,11 +439,13 @@ impl Paxos {
         self.peers[index].log_first = Slot::ZERO;
         self.peers[index].no_help_from = Slot::ZERO;
         self.peers[index].row_is_current = false;
+        self.peers[index].written = Default::default();
         self.peers[index].row_due = true;
         self.forget_reads_of(peer);
         if let Some(progress) = self.role.leader_mut().and_then(|leader| leader.progress_mut(peer))
         {
             progress.next = None;
+            progress.passive = false;
             progress.told_behind = false;
         }
         self.ask_found_member(peer);
@@ -446,12 +457,14 @@ impl Paxos {
         self.end_quiet();
         if let Some(index) = self.peer_index(peer) {
             self.peers[index].linked = false;
+            self.peers[index].written = Default::default();
         }
         self.forget_reads_of(peer);
         self.give_up_catch_up_from(peer);
         if let Some(leader) = self.role.leader_mut() {
             if let Some(progress) = leader.progress_mut(peer) {
                 progress.next = None;
+                progress.passive = false;
             }
         } else if self.leader.is_some_and(|ballot| ballot.node == peer) {
             // A broken link is no proof, but a reason to ask the others soon; pre-votes protect a
@@ -580,6 +593,9 @@ impl Paxos {
         if self.settings.witness {
             flags |= RowFlags::WITNESS;
         }
+        if self.shows_passive(peer) {
+            flags |= RowFlags::PASSIVE;
+        }
         flags |= u64::from(self.settings.priority) << RowFlags::PRIORITY_SHIFT;
         if self.settings.protocol > crate::PROTOCOL_FIRST {
             flags |= u64::from(self.settings.protocol as u8) << RowFlags::PROTOCOL_SHIFT;
@@ -610,6 +626,7 @@ impl Paxos {
 
     /// The row was posted to `peer`.
     pub fn row_published(&mut self, peer: NodeId) {
+        self.note_shown(peer);
         if let Some(index) = self.peer_index(peer) {
             self.peers[index].row_due = false;
             self.peers[index].heartbeat_due = false;
@@ -658,112 +675,6 @@ impl Paxos {
     }
 }
 
-/// Questions that change nothing.
-impl Paxos {
-    /// This replica.
-    #[must_use]
-    pub fn node(&self) -> NodeId {
-        self.settings.node
-    }
-
-    /// What it is at the moment.
-    #[must_use]
-    pub fn role(&self) -> RoleName {
-        match &self.role {
-            Role::Leader(_) => RoleName::Leader,
-            Role::Candidate(_) | Role::Adopting(_) | Role::PreCandidate(_) => RoleName::Candidate,
-            Role::Follower if self.votes() && self.settings.witness => RoleName::Witness,
-            Role::Follower if self.votes() => RoleName::Follower,
-            Role::Follower => RoleName::Learner,
-        }
-    }
-
-    /// Who leads, as far as this replica knows.
-    #[must_use]
-    pub fn leader(&self) -> Option<NodeId> {
-        self.leader.map(|ballot| ballot.node)
-    }
-
-    /// The ballot of the known leader; it changes with every change of leadership.
-    #[must_use]
-    pub fn leader_ballot(&self) -> Option<Ballot> {
-        self.leader
-    }
-
-    /// Whether this replica leads.
-    #[must_use]
-    pub fn role_is_leader(&self) -> bool {
-        self.role.leader().is_some()
-    }
-
-    /// Up to where everything that came out of [`Paxos::poll_persist`] is durable.
-    #[must_use]
-    pub fn durable_through(&self) -> PersistNumber {
-        self.acceptor.durable_through()
-    }
-
-    /// Under which ballot the known leader leads; the promise if none is known.
-    #[must_use]
-    pub fn ballot(&self) -> Ballot {
-        self.leader.unwrap_or(self.acceptor.promised())
-    }
-
-    /// The highest ballot promised.
-    #[must_use]
-    pub fn promised(&self) -> Ballot {
-        self.acceptor.promised()
-    }
-
-    /// The durable vote: ballot and slot.
-    #[must_use]
-    pub fn vote(&self) -> (Ballot, Slot) {
-        self.acceptor.vote()
-    }
-
-    /// Every slot up to it is known chosen here.
-    #[must_use]
-    pub fn commit_slot(&self) -> Slot {
-        self.commit_slot
-    }
-
-    /// What the state machine has seen.
-    #[must_use]
-    pub fn applied_slot(&self) -> Slot {
-        self.applied_slot
-    }
-
-    /// The highest slot that anything was accepted for here.
-    #[must_use]
-    pub fn last_slot(&self) -> Slot {
-        self.acceptor.window.last()
-    }
-
-    /// The newest row of `peer`, and how long it has not moved; none before the first.
-    #[must_use]
-    pub fn peer_row(&self, peer: NodeId) -> Option<(Row, Nanos)> {
-        let peer = &self.peers[self.peer_index(peer)?];
-        peer.heard_at.map(|at| (peer.row, self.now.since(at)))
-    }
-
-    /// Whether this replica's votes count: it remembers, and a configuration names it.
-    #[must_use]
-    pub fn votes(&self) -> bool {
-        self.word_counts() && self.is_named()
-    }
-
-    /// Who decides what.
-    #[must_use]
-    pub fn configurations(&self) -> &Configurations {
-        &self.configurations
-    }
-
-    /// Payload bytes of the log that are held in memory.
-    #[must_use]
-    pub fn window_bytes(&self) -> usize {
-        self.acceptor.window.bytes()
-    }
-}
-
 impl Peer {
     fn new(node: NodeId) -> Self {
         Self {
@@ -779,6 +690,7 @@ impl Peer {
             pulse: Pulse::default(),
             leaves_at: None,
             log_first: Slot::ZERO,
+            written: Default::default(),
             no_help_from: Slot::ZERO,
         }
     }

@@ -287,7 +287,13 @@ impl Node {
                     let transport = self.transport.as_mut();
                     let writer = &mut lanes.ring_writer;
                     let shipped = writer.ship(transport, peer, ballot, first, commit_slot, values);
-                    shipped.map(|shipped| Slot(first.0 + shipped.count as u64 - 1))
+                    shipped.map(|shipped| {
+                        let last = Slot(first.0 + shipped.count as u64 - 1);
+                        if self.options.passive {
+                            lanes.note_shipped(shipped.op, ballot, last);
+                        }
+                        last
+                    })
                 };
                 match shipped {
                     Ok(last) => {

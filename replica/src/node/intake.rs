@@ -1,6 +1,6 @@
 //! What comes in: events of the transport, and requests of clients.
 
-use super::{Node, Read, lanes_of};
+use super::{Node, Read, lanes_of, passive};
 use crate::front::{Consistency, Failure, Reason, Request};
 use crate::lanes::{self, Lanes};
 use crate::options::nanos;
@@ -34,6 +34,7 @@ impl Node {
         }
         self.events = events;
         self.introduce();
+        self.tell_granted();
         busy |= self.drain_lanes();
         busy
     }
@@ -46,6 +47,7 @@ impl Node {
                     lanes.data_lane_up(incarnation);
                     lanes.introduce_at(now);
                 }
+                self.grant_ring(peer);
                 if let Some(core) = &mut self.core {
                     core.on_link_up(now, peer);
                 }
@@ -66,6 +68,9 @@ impl Node {
                     lanes.inbox_hint |= region == RegionId::inbox(peer);
                     lanes.row_hint |= region == RegionId::row(peer);
                 }
+            }
+            Event::Completed { peer, through, .. } if self.options.passive => {
+                self.on_completed(peer, through);
             }
             Event::Completed { .. } => {}
         }
@@ -127,6 +132,9 @@ impl Node {
             Lane::Data => {
                 lanes.data_up = false;
                 lanes.data_known = false;
+                if self.options.passive {
+                    self.close_ring(peer);
+                }
                 if let Some(core) = &mut self.core {
                     core.on_link_down(self.clock.now, peer);
                 }
@@ -160,6 +168,7 @@ impl Node {
                 if let Some(core) = &mut self.core {
                     core.on_message(self.clock.now, from, message);
                 }
+                self.serve_fence();
             }
             // Its founding document comes first on every lane: what came before is a stranger's.
             _ => tracing::debug!(peer = %from, "a message of an unknown peer is dropped"),
@@ -273,7 +282,11 @@ impl Node {
         let now = self.clock.now;
         let hints = self.transport.hints();
         let mut busy = false;
-        for lanes in self.lanes.iter_mut().filter(|lanes| lanes.data_up && lanes.data_known) {
+        for at in 0..self.lanes.len() {
+            let lanes = &mut self.lanes[at];
+            if !(lanes.data_up && lanes.data_known) {
+                continue;
+            }
             let peer = lanes.peer;
             // A log without room takes nothing more in: the ring fills, the leader stops.
             let whims = &self.options.whims;
@@ -282,23 +295,30 @@ impl Node {
             if look && !self.log_full && !whims.has(Point::LateLook) {
                 lanes.inbox_hint = false;
                 loop {
-                    let failure =
-                        match lanes.ring_reader.poll(self.transport.as_ref(), &mut self.accept) {
-                            Ok(false) => break,
-                            Ok(true) => {
-                                busy = true;
-                                match core.on_accept(now, peer, &mut self.accept) {
-                                    Ok(()) => continue,
-                                    Err(gap) => gap.to_string(),
-                                }
+                    let reader = &mut self.lanes[at].ring_reader;
+                    let failure = match reader.poll(self.transport.as_ref(), &mut self.accept) {
+                        Ok(false) => break,
+                        Ok(true) => {
+                            busy = true;
+                            let taken = core.on_accept(now, peer, &mut self.accept);
+                            if core.fence_due().is_some() {
+                                let (lanes, transport) = (&mut self.lanes, &mut *self.transport);
+                                let accept = &mut self.accept;
+                                passive::serve(core, lanes, transport, accept, now, &self.options);
                             }
-                            Err(error) => error.to_string(),
-                        };
+                            match taken {
+                                Ok(()) => continue,
+                                Err(gap) => gap.to_string(),
+                            }
+                        }
+                        Err(error) => error.to_string(),
+                    };
                     tracing::warn!(%peer, failure, "the data lane starts over");
                     self.transport.reset(peer, &failure);
                     break;
                 }
             }
+            let lanes = &mut self.lanes[at];
             let look = lanes.row_hint || !hints || whims.has(Point::ExtraLook);
             if look && !whims.has(Point::LateLook) {
                 lanes.row_hint = false;
@@ -306,6 +326,11 @@ impl Node {
                     busy = true;
                     let lost = lanes.take_credit(now, &row, consumed);
                     core.on_row(now, peer, row);
+                    if core.fence_due().is_some() {
+                        let (lanes, transport) = (&mut self.lanes, &mut *self.transport);
+                        let accept = &mut self.accept;
+                        passive::serve(core, lanes, transport, accept, now, &self.options);
+                    }
                     if lost {
                         tracing::warn!(%peer, "records never arrived: the data lane starts over");
                         self.transport.reset(peer, "records that were posted never arrived");

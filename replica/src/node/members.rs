@@ -112,6 +112,12 @@ impl Node {
     }
 
     fn part_from(&mut self, peer: NodeId) {
+        if self.options.passive {
+            if let Err(error) = self.transport.revoke(RegionId::inbox(peer), peer) {
+                tracing::error!(%peer, %error, "the ring of a former member cannot be fenced");
+            }
+            self.close_ring(peer);
+        }
         self.transport.remove_peer(peer);
         if self.transport.peers().contains(&peer) {
             // A transport that keeps its peers: the core does not listen to this one any more.

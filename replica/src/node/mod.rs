@@ -10,6 +10,7 @@ mod checkpointing;
 mod effects;
 mod intake;
 mod members;
+mod passive;
 mod reporting;
 mod snapshots;
 mod witnessing;
@@ -33,7 +34,7 @@ use quorate_consensus::{
     Accept, Ballot, Genesis, Mutant, Nanos, NodeId, Paxos, Persist, ReadReady, Repair, Restored,
     Settings, Slot,
 };
-use quorate_pmem_log::{CheckpointStore, Log, LogError, Recovered};
+use quorate_pmem_log::{CheckpointStore, Durability, Log, LogError, Recovered};
 use quorate_transport::{Event, RegionError, Transport};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -198,6 +199,13 @@ impl Node {
         machine: Box<dyn StateMachine>,
     ) -> Result<Self, NodeError> {
         options.check().map_err(NodeError::Options)?;
+        if options.passive && log.durability() != Durability::Volatile {
+            // Rule B6.
+            return Err(NodeError::Options(format!(
+                "passive followers vote by memory alone, and this log promises {}: set                  `durability = \"memory\"`, or leave `passive` out",
+                log.durability()
+            )));
+        }
         let machine = if options.witness { Box::new(Witness) } else { machine };
         let largest = options.command_bytes_max + BATCH_OVERHEAD_BYTES;
         if largest > log.value_bytes_max() {
@@ -465,6 +473,7 @@ impl Node {
             self.follow_members();
             self.send_commands();
             busy |= self.let_effects_out();
+            self.renew_fenced();
             busy |= self.apply_chosen();
             self.answer_reads();
             // Reads under a lease are answered when the clock was read again.
@@ -496,6 +505,7 @@ impl Node {
                 core.note_time(now);
             }
         }
+        self.serve_fence();
         if now.since(self.checked_at) >= CHECK_EVERY {
             self.checked_at = now;
             self.ask_application();

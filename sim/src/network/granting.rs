@@ -127,8 +127,13 @@ impl Net {
         region: RegionId,
     ) -> Result<(), RegionError> {
         let Some(State::Granted(_)) = self.for_life(node, peer, region) else {
-            return self.endpoints[node].regions.revoke(region, id(peer));
+            self.endpoints[node].regions.revoke(region, id(peer))?;
+            if self.shape.for_life {
+                self.set_for_life(node, peer, region, Some(State::Fenced));
+            }
+            return Ok(());
         };
+        self.fences += 1;
         if self.shape.broken_fence {
             return Ok(());
         }

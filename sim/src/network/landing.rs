@@ -1,8 +1,8 @@
 //! One-sided writes: they become visible piece by piece, late, or after their lane has died.
 
-use super::{Ghost, Landing, Net, NetEvent, Node, Operation, Write, id, is_ring};
+use super::{Ghost, Landing, Net, NetEvent, Node, Operation, Write, Written, id, is_ring};
 use crate::coverage::Row;
-use quorate_consensus::{Ballot, RowFlags};
+use quorate_consensus::{Ballot, RowFlags, Slot};
 use quorate_transport::{Event, Level, OpNumber, RegionId};
 
 /// Pieces of one write at the most: a piece a byte would be all of the run.
@@ -28,6 +28,7 @@ impl Net {
         }
         let length = write.bytes.len();
         let Some(grain) = self.shape.tear_bytes.filter(|grain| length > *grain) else {
+            self.note_written(from, to, &write);
             self.complete(from, to, Level::Accepted);
             self.deliver_whole(from, to, Operation::Write(write));
             self.complete(from, to, Level::Visible);
@@ -45,6 +46,9 @@ impl Net {
         self.coverage.inject(Row::F97);
         let early = !self.shape.for_life || self.random.chance(700_000);
         let told = early && self.complete(from, to, Level::Accepted);
+        if told {
+            self.note_written(from, to, &write);
+        }
         self.lane(from, to, 1).directions[side].landing = Some(Landing { write, pieces, told });
         if told {
             self.coverage.inject(Row::WC);
@@ -79,6 +83,9 @@ impl Net {
         }
         self.hint(from, to, write.region);
         if pieces.is_empty() {
+            if !told {
+                self.note_written(from, to, &write);
+            }
             self.complete(from, to, Level::Visible);
             return;
         }
@@ -106,10 +113,49 @@ impl Net {
         if !self.shape.completions {
             return false;
         }
-        let taken = self.lane(from, to, 1).directions[usize::from(from > to)].taken;
-        let event = Event::Completed { peer: id(to), through: OpNumber(taken), level };
-        self.endpoints[from].inbox.push(event);
+        let state = self.lane(from, to, 1);
+        let (life, taken) = (state.life, state.directions[usize::from(from > to)].taken);
+        if self.shape.for_life && self.random.chance(300_000) {
+            // An acknowledgement that comes late, behind a row of the reader perhaps.
+            let wait = self.random.exponential(self.shape.told_late_mean);
+            let (from, to) = (from as Node, to as Node);
+            self.due
+                .push((self.now + wait, NetEvent::Told { from, to, life, through: taken, level }));
+        } else {
+            self.tell_writer(from, to, taken, level);
+        }
         true
+    }
+
+    pub(super) fn tell_writer(&mut self, from: usize, to: usize, through: u64, level: Level) {
+        if self.shape.for_life {
+            let side = usize::from(from > to);
+            let told = &mut self.lane(from, to, 1).directions[side].told[level as usize & 1];
+            if *told >= through {
+                return;
+            }
+            *told = through;
+            self.wakes.push(from);
+        }
+        let event = Event::Completed { peer: id(to), through: OpNumber(through), level };
+        self.endpoints[from].inbox.push(event);
+    }
+
+    /// A record of a ring will be whole there, whatever happens to its lane.
+    fn note_written(&mut self, from: usize, to: usize, write: &Write) {
+        if !self.shape.for_life || !is_ring(write.region) {
+            return;
+        }
+        let word = |at: usize| {
+            let word = write.bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
+            word.map_or(0, u64::from_le_bytes)
+        };
+        // See `quorate_transport::ring`. A pad holds nothing.
+        let (ballot, first, count) = (word(16), word(24), word(40) & 0xffff_ffff);
+        if count > 0 {
+            let (ballot, slot) = (Ballot::unpack(ballot), Slot(first + count - 1));
+            self.written.push(Written { from, to, ballot, slot });
+        }
     }
 
     pub(super) fn finish_landing(&mut self, from: usize, to: usize) {
