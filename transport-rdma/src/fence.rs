@@ -121,6 +121,21 @@ impl RdmaTransport {
         }
     }
 
+    /// The owner has handled all that was told.
+    pub(crate) fn begin_poll(&mut self) {
+        // While a lane has no life, and the end of the last one was told, its next one may go over TCP, and there a
+        // write without a grant does not wait: it would end that life before the owner heard of it, and each
+        // one that follows. So what is granted by life is open to frames then, as by the lasting grant that is all
+        // that the owner can give over TCP. The owner has read the ring of the last life by now.
+        for peer in self.peers.iter().filter(|peer| peer.life.is_none() && !peer.announced) {
+            for region in self.regions.by_life(peer.id) {
+                // It is registered: the regions here and those over TCP are the same.
+                let _ = self.tcp.grant(region, peer.id);
+            }
+        }
+        self.answer();
+    }
+
     /// The peer asks where it may write.
     pub(crate) fn on_ask(&mut self, place: usize, region: RegionId) {
         if !self.regions.contains(region) {

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+pub mod deposed;
 pub mod diagnosis;
 mod fence;
 mod link;

@@ -222,6 +222,13 @@ impl Regions {
         })
     }
 
+    /// Regions that are granted to this peer by life.
+    pub(crate) fn by_life(&self, peer: NodeId) -> impl Iterator<Item = RegionId> {
+        let of_peer = move |right: &Right| right.peer == peer && right.by_life;
+        let some = self.regions.iter().filter(move |(_, entry)| entry.rights.iter().any(of_peer));
+        some.map(|(region, _)| *region)
+    }
+
     pub(crate) fn answer(&self, region: RegionId, peer: NodeId) -> Answer {
         let Some(entry) = self.regions.get(&region) else { return Answer::Refused };
         let Some(right) = entry.rights.iter().find(|right| right.peer == peer) else {

@@ -705,7 +705,7 @@ impl Transport for RdmaTransport {
 
     fn poll(&mut self, events: &mut Vec<Event>) {
         events.append(&mut self.events);
-        self.answer();
+        self.begin_poll();
         self.polls = self.polls.wrapping_add(1);
         if self.unsettled || self.polls.is_multiple_of(POLLS_PER_LOOK) {
             let now = Instant::now();

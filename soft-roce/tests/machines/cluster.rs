@@ -20,6 +20,7 @@ pub(crate) struct Cluster<'a> {
     name: String,
     pub(crate) transport: &'static str,
     durability: &'static str,
+    pub(crate) followers: &'static str,
     running: BTreeMap<u16, Running>,
 }
 
@@ -31,11 +32,30 @@ impl<'a> Cluster<'a> {
         durability: &'static str,
         test: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
+        Self::over(lab, transport, durability, "active", test)
+    }
+
+    /// The same over RDMA, with logs in memory, and followers that are `active` or `passive`.
+    pub(crate) fn in_memory(
+        lab: &'a Lab,
+        followers: &'static str,
+        test: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        Self::over(lab, "rdma", "memory", followers, test)
+    }
+
+    fn over(
+        lab: &'a Lab,
+        transport: &'static str,
+        durability: &'static str,
+        followers: &'static str,
+        test: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{transport}-{durability}-{number}");
+        let name = format!("{transport}-{durability}-{followers}-{number}");
         let running = BTreeMap::new();
-        let mut cluster = Self { lab, name, transport, durability, running };
+        let mut cluster = Self { lab, name, transport, durability, followers, running };
         let result = catch_unwind(AssertUnwindSafe(|| {
             cluster.start()?;
             test(&mut cluster)
@@ -61,21 +81,28 @@ impl<'a> Cluster<'a> {
         self.lab.host(if self.lab.hosts().len() == 1 { 1 } else { number })
     }
 
+    /// Where its log is, or would be.
+    pub(crate) fn directory(&self, number: u16) -> String {
+        let place = if self.durability == "dax" { "pmem" } else { "disk" };
+        format!("/quorate/{place}/{}-{number}", self.name)
+    }
+
     fn file(&self, number: u16, extension: &str) -> String {
         format!("{}-{number}.{extension}", self.name)
     }
 
     /// Timers are long: machines pause when this one is busy. Clients come over an interface of their own.
     fn config(&self, number: u16) -> String {
-        let Self { name, transport, durability, .. } = self;
-        let place = if *durability == "dax" { "pmem" } else { "disk" };
+        let Self { transport, durability, followers, .. } = self;
+        let directory = self.directory(number);
         let port = client_port(number);
         let mut text = format!(
             "[replica]\n\
              node = {number}\n\
-             directory = \"/quorate/{place}/{name}-{number}\"\n\
+             directory = \"{directory}\"\n\
              durability = \"{durability}\"\n\
              transport = \"{transport}\"\n\
+             followers = \"{followers}\"\n\
              segment_bytes = 16777216\n\
              [client]\n\
              listen = \"0.0.0.0:{port}\"\n\
@@ -211,6 +238,19 @@ impl<'a> Cluster<'a> {
         // Its handle kills it when it goes.
         self.running.remove(&number);
         self.wait("end of the replica", || self.report(number).is_none().then_some(()));
+    }
+
+    /// Makes a replica that lost its memory a voter again, when it has caught up.
+    pub(crate) fn readmit(&self, number: u16) -> Result<()> {
+        let node = number.to_string();
+        let others = (1..=REPLICAS).filter(|other| *other != number);
+        let others = others.map(|other| self.address(other)).collect::<Vec<_>>().join(",");
+        let arguments = ["member", "replace", &node, &node, "--timeout", "200", "--addr", &others];
+        let output =
+            std::process::Command::new(crate::built("quorate")?).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        anyhow::ensure!(output.status.success(), "replica {number} is not readmitted: {said}");
+        Ok(())
     }
 
     /// Gives it power again, and starts its replica.

@@ -5,7 +5,7 @@ use crate::cluster::Cluster;
 use crate::shared::client::{Client, Reply};
 use crate::shared::history::Clients;
 use anyhow::{Result, bail, ensure};
-use quorate_check::{History, Kv, Limits, check};
+use quorate_check::{History, Kv, KvInput, KvOutput, Limits, check};
 use quorate_soft_roce::{Fault, Host, Lab, Traffic};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub(crate) fn over_rdma(lab: &Lab) -> Result<()> {
 }
 
 /// Operations of a checked history: more by the variable `QUORATE_OPERATIONS`.
-fn operations(default: u64) -> u64 {
+pub(crate) fn operations(default: u64) -> u64 {
     std::env::var("QUORATE_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
@@ -46,7 +46,12 @@ fn linearizable(cluster: &mut Cluster<'_>, operations: u64) -> Result<()> {
         let value = after.insist(&format!("GET before-{number}"));
         assert_eq!(value, Reply::text(&number.to_string()), "an acknowledged write is there");
     }
-    let verdict = check(&Kv, &history, &Limits::default());
+    judge(&history)
+}
+
+/// Whether the history is linearizable; one that is not is kept.
+pub(crate) fn judge(history: &History<KvInput, KvOutput>) -> Result<()> {
+    let verdict = check(&Kv, history, &Limits::default());
     if !verdict.is_linearizable() {
         let file = std::env::temp_dir().join(format!("quorate-history-{}", std::process::id()));
         std::fs::write(&file, history.to_text())?;

@@ -9,6 +9,7 @@
 mod cluster;
 mod linearizable;
 mod one_host;
+mod passive;
 mod power;
 mod program;
 mod rdma;
@@ -51,7 +52,7 @@ enum Hosts {
     Three,
 }
 
-const TESTS: [Test; 26] = [
+const TESTS: [Test; 29] = [
     (
         "program: output and exit code are passed through",
         Hosts::One,
@@ -64,8 +65,15 @@ const TESTS: [Test; 26] = [
     ("transport: conformance on Soft-RoCE", Hosts::One, rdma::conformance),
     ("fence: deregistration holds, access flags do not", Hosts::One, rdma::fence),
     ("fence: a broken one fails the suite", Hosts::One, rdma::broken_fence),
+    ("fence: what a deposed leader counts is reported", Hosts::One, rdma::deposed),
     ("device: taken away and brought back", Hosts::One, one_host::device_gone),
     ("cluster: three replicas on one rdma device", Hosts::One, redis::one_host_rdma),
+    ("passive followers: what doctor says", Hosts::One, passive::doctor),
+    (
+        "passive followers: linearizable under kills of the leader",
+        Hosts::One,
+        passive::linearizable,
+    ),
     ("cluster: side by side on one host", Hosts::One, side_by_side::run),
     ("verbs: writes between hosts, seen by the switch", Hosts::Three, three_hosts::write_latency),
     ("partition: RDMA alone", Hosts::Three, three_hosts::partition_rdma),

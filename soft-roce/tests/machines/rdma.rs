@@ -30,6 +30,22 @@ pub(crate) fn broken_fence(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Rounds of a leader that goes on writing while the next promise is made.
+const DEPOSED_ROUNDS: &str = "50";
+
+/// What completed is reported, in each round; without a fence, or with one that comes late, it is not.
+pub(crate) fn deposed(lab: &Lab) -> Result<()> {
+    let program = crate::built("examples/deposed")?;
+    let program = Program::new(program.display().to_string());
+    let program = program.args([agent::DEVICE, DEPOSED_ROUNDS, CONTROL_SECONDS]);
+    let output = lab.host(1).run(&program, PATIENCE + PATIENCE)?;
+    print!("{}", output.stdout);
+    let said = output.success()?;
+    let held = said.contains("what completed is reported; the controls noticed");
+    ensure!(held, "{said}");
+    Ok(())
+}
+
 /// The control is a race that most runs win within seconds; it is over for good after so many.
 const CONTROL_SECONDS: &str = "180";
 

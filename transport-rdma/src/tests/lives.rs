@@ -293,6 +293,67 @@ fn over_tcp_there_is_none_and_by_verbs_again_there_is() {
     assert_eq!(missing, Err(RegionError::Missing(RegionId(78))));
 }
 
+/// A writer that writes whenever it can, over TCP only, and an owner that grants what can be had whenever it is
+/// told of a life, until a write arrived.
+fn until_a_quick_writer_gets_through(pair: &mut Pair, number: u64) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while pair.b.transport.load(RING, 0) != number {
+        assert!(Instant::now() < deadline, "it never arrived: {:?}", pair.b.transport.status(A));
+        // Much is written before the other end looks.
+        for _ in 0..20 {
+            let word = Bytes::from(number.to_le_bytes().to_vec());
+            let _ = pair.a.transport.write(B, RING, 0, &[word]);
+            pair.a.turn();
+        }
+        let told = pair.b.events.len();
+        pair.b.turn();
+        let up = |event: &Event| matches!(event, Event::LinkUp { lane: Lane::Data, .. });
+        if pair.b.events[told..].iter().any(up)
+            && pair.b.transport.grant_for_life(RING, A) == Err(RegionError::Lasting(RING, A))
+        {
+            pair.b.transport.grant(RING, A).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_writer_that_is_quick_over_tcp_gets_through() {
+    let fabric = Fabric::new(13);
+    fabric.refuse_queue_pairs(true);
+    let mut pair = Pair::new(fabric);
+    pair.b.transport.register(RING, RING_BYTES).unwrap();
+    until_a_quick_writer_gets_through(&mut pair, 7);
+}
+
+#[test]
+fn a_writer_that_keeps_to_tcp_gets_through_to_one_that_does_not() {
+    // What it writes is there before the other end is told of a life at all.
+    let (mut pair, _) = pair_with_grant(14);
+    for number in 2..5 {
+        pair.a.transport.peers[0].rdma_failed("a network", Duration::ZERO);
+        pair.a.transport.reset(B, "another life");
+        until_a_quick_writer_gets_through(&mut pair, number);
+        pair.until_carried_by("rdma");
+        pair.b.transport.grant_for_life(RING, A).unwrap();
+    }
+}
+
+#[test]
+fn frames_do_not_come_where_verbs_carry_the_life() {
+    for fenced in [false, true] {
+        let (mut pair, _) = pair_with_grant(15);
+        if fenced {
+            pair.b.transport.revoke(RING, A).unwrap();
+        }
+        pair.turn();
+        let told = downs(&pair.b);
+        let word = Bytes::from_static(&[9; 8]);
+        pair.a.transport.tcp.write(B, RING, 0, &[word]).unwrap();
+        pair.until("the frame ended the life", |pair| downs(&pair.b) > told);
+        assert_eq!(pair.b.transport.load(RING, 0), 1);
+    }
+}
+
 #[test]
 fn a_device_that_keeps_the_memory_gets_no_connection_any_more_and_says_why() {
     for by_revoke in [false, true] {

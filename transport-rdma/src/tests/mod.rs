@@ -11,6 +11,7 @@ const B: NodeId = NodeId(2);
 const REGION: RegionId = RegionId(1);
 const DEADLINE: Duration = Duration::from_secs(60);
 
+mod deposed;
 mod doctor;
 mod lanes;
 mod lives;
