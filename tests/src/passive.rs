@@ -30,6 +30,7 @@ fn value(text: &'static str) -> Value {
 
 impl Three {
     fn new() -> Self {
+        crate::plant();
         let member = |node| Member { node: NodeId(node), incarnation: Incarnation(node.into()) };
         let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
         let start = |node: u16| {
