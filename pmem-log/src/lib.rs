@@ -62,10 +62,10 @@ mod medium;
 mod pool;
 mod read;
 mod recovery;
-mod removal;
 mod scan;
 mod segments;
 mod superblock;
+mod upkeep;
 
 pub use api::{
     Boot, Damage, Durability, End, Identity, LogOptions, LogStatistics, Lsn, MediumKind, Record,
@@ -84,4 +84,4 @@ pub use log::Log;
 pub use look::LogReader;
 pub use medium::{Area, FileMedium, MappedMedium, Medium, Profile, open_medium};
 pub use pool::SyncPool;
-pub use removal::Removals;
+pub use upkeep::Upkeep;

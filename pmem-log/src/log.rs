@@ -11,9 +11,9 @@ use crate::index::Index;
 use crate::medium::{Area, Medium, open_medium};
 use crate::pool::SyncPool;
 use crate::recovery::{self, Segment};
-use crate::removal::Removals;
 use crate::segments::{Keeper, Retired, Zeros, segment_name};
 use crate::superblock::GENESIS_BYTES_MAX;
+use crate::upkeep::Upkeep;
 use bytes::Bytes;
 use quorate_consensus::buggify::Point;
 use quorate_consensus::{Ballot, Incarnation, Mistake, Mutant, Slot, Whims, ensures, requires};
@@ -331,11 +331,11 @@ impl Log {
         self.trim_keeping(below, 0)
     }
 
-    /// From now on trimmed segments are left for the caller to remove, one by one, beside the thread of
-    /// the log; `tell` is called, from either of the log's threads, when one waits. When the medium is
-    /// full the log removes what waits by itself, and the next opening what is left.
-    pub fn removals(&self, tell: Arc<dyn Fn() + Send + Sync>) -> Removals {
-        Removals::new(Arc::clone(&self.keeper), tell)
+    /// From now on segments are made ahead, and trimmed ones removed, by the caller, beside the thread of
+    /// the log; `tell` is called, from either of the log's threads, when there is something to do. What
+    /// the caller is late with the log does by itself when it needs it.
+    pub fn upkeep(&self, tell: Arc<dyn Fn() + Send + Sync>) -> Upkeep {
+        Upkeep::new(Arc::clone(&self.keeper), tell)
     }
 
     /// As [`Log::trim`], but keeps segments of at least `tail_bytes` together, for replicas that are

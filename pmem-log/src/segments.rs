@@ -3,8 +3,8 @@
 use crate::error::is_full;
 use crate::format::{Geometry, STATED_MAX, SegmentHeader};
 use crate::medium::{Area, Medium};
-use crate::removal::Waste;
 use crate::superblock::SuperblockStore;
+use crate::upkeep::Due;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,7 +41,7 @@ pub(crate) struct Keeper {
     geometry: Geometry,
     superblock: Mutex<SuperblockStore>,
     spares: Mutex<Spares>,
-    pub(crate) waste: Mutex<Waste>,
+    pub(crate) due: Mutex<Due>,
 }
 
 /// How far a new segment is to be written with zeros before its use.
@@ -101,7 +101,7 @@ impl Keeper {
             geometry,
             superblock: Mutex::new(superblock),
             spares: Mutex::new(spares),
-            waste: Mutex::default(),
+            due: Mutex::default(),
         })
     }
 
@@ -149,6 +149,12 @@ impl Keeper {
         self.medium.rename(&spare.name, &segment_name(number))?;
         let area = Arc::clone(&spare.area);
         spares.ready.pop();
+        // A sync thread makes the next one ahead by itself.
+        let lacking = spares.ready.is_empty() && !self.medium.profile().sync_thread;
+        drop(spares);
+        if lacking {
+            self.want_spare();
+        }
         Ok(area)
     }
 

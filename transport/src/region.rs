@@ -84,9 +84,11 @@ impl RegionTable {
         if length > REGION_BYTES_MAX {
             return Err(refuse(format!("the limit is {REGION_BYTES_MAX} bytes")));
         }
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|error| refuse(error.to_string()))?;
-        bytes.resize(length, 0);
+        // Whether it is to be had at all. Memory that is asked for as zeros is touched page by page when it
+        // is used, and not now: 16 MiB at once would keep the replica's thread for milliseconds.
+        let probe = Vec::<u8>::new().try_reserve_exact(length);
+        probe.map_err(|error| refuse(error.to_string()))?;
+        let bytes = vec![0; length];
         self.regions.insert(region, Region { memory: Memory::Own(bytes), grants: Vec::new() });
         Ok(())
     }

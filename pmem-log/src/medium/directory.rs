@@ -16,6 +16,9 @@ pub(super) struct Directory {
     path: PathBuf,
     /// For syncing names.
     handle: File,
+    /// Names are synced. What is `emulated` is lost with the machine in any case, and another boot is
+    /// told from this one; on a busy disk each sync of a name waits for all that others wrote there.
+    syncs: bool,
     /// Released when the log is closed or the process dies.
     _lock: Option<File>,
 }
@@ -32,7 +35,8 @@ impl Directory {
             return Err(OpenError::WeakFileSystem { directory, filesystem, asked: kind });
         }
         let lock = lock(path)?;
-        Ok(Self { path: path.to_owned(), handle, _lock: Some(lock) })
+        let syncs = kind != MediumKind::Emulated;
+        Ok(Self { path: path.to_owned(), handle, syncs, _lock: Some(lock) })
     }
 
     /// Opens it for reading; refuses if a log is open in it.
@@ -43,7 +47,7 @@ impl Directory {
             Err(source) => return Err(refused("open", &path.join(LOCK), source)),
             Ok(file) => Some(take(file, FlockOperation::NonBlockingLockShared, path)?),
         };
-        Ok(Self { path: path.to_owned(), handle, _lock: lock })
+        Ok(Self { path: path.to_owned(), handle, syncs: true, _lock: lock })
     }
 
     pub(super) fn handle(&self) -> &File {
@@ -86,8 +90,8 @@ impl Directory {
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         let made = allocate(&file, bytes)
             .and_then(|()| if zeros { write_zeros(&file, bytes) } else { Ok(()) })
-            .and_then(|()| file.sync_all())
-            .and_then(|()| self.handle.sync_all());
+            .and_then(|()| if self.syncs { file.sync_all() } else { Ok(()) })
+            .and_then(|()| self.sync_names());
         match made {
             Ok(()) => Ok(file),
             Err(error) => {
@@ -100,12 +104,16 @@ impl Directory {
 
     pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path(from), self.path(to))?;
-        self.handle.sync_all()
+        self.sync_names()
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        if self.syncs { self.handle.sync_all() } else { Ok(()) }
     }
 
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.path(name))?;
-        self.handle.sync_all()
+        self.sync_names()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::machine::StateMachine;
 use bytes::Bytes;
 use quorate_consensus::session::SessionTable;
 use quorate_consensus::{Message, Nanos, NodeId, Slot};
-use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId, CheckpointStore, Removals};
+use quorate_pmem_log::{Checkpoint, CheckpointError, CheckpointId, CheckpointStore, Upkeep};
 use quorate_transport::Wake;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -86,8 +86,9 @@ struct Desk {
     summary: Summary,
     /// A thread does the work, at this many bytes a second.
     drive: Option<u64>,
-    /// What a checkpoint made unnecessary is removed by the same thread, when it has nothing else to do.
-    removals: Option<Removals>,
+    /// The same thread makes the log's next segment, and when it has nothing else to do removes those that a
+    /// checkpoint made unnecessary.
+    upkeep: Option<Upkeep>,
     running: bool,
     thread: Option<JoinHandle<()>>,
     stop: bool,
@@ -96,8 +97,8 @@ struct Desk {
 impl Desk {
     /// Whether the thread has something to do.
     fn is_due(&self) -> bool {
-        let waste = self.removals.as_ref().is_some_and(Removals::is_due);
-        !self.jobs.is_empty() || self.taking || waste
+        let upkeep = self.upkeep.as_ref().is_some_and(Upkeep::is_due);
+        !self.jobs.is_empty() || self.taking || upkeep
     }
 }
 
@@ -160,14 +161,14 @@ impl CheckpointSteps {
         self.run_if_due(&mut desk);
     }
 
-    /// The thread removes these as well.
-    pub(crate) fn remove(&self, removals: Removals) {
+    /// The thread does this as well.
+    pub(crate) fn keep_up(&self, upkeep: Upkeep) {
         let mut desk = self.shared.desk();
-        desk.removals = Some(removals);
+        desk.upkeep = Some(upkeep);
         self.run_if_due(&mut desk);
     }
 
-    /// Something waits to be removed.
+    /// The log has something to be done.
     pub(crate) fn look(&self) {
         self.run_if_due(&mut self.shared.desk());
     }
@@ -178,7 +179,7 @@ impl CheckpointSteps {
         let thread = {
             let mut desk = self.shared.desk();
             desk.stop = true;
-            desk.removals = None;
+            desk.upkeep = None;
             self.shared.changed.notify_all();
             desk.thread.take()
         };
@@ -206,13 +207,15 @@ impl CheckpointSteps {
     }
 
     fn run(&self, bytes_per_second: u64) {
+        step_back();
         loop {
+            let upkeep = self.shared.desk().upkeep.clone();
+            upkeep.as_ref().map(Upkeep::prepare);
             let mut moved = self.step();
-            let removals = self.shared.desk().removals.clone();
             if moved == 0
-                && let Some(removals) = removals
+                && let Some(upkeep) = upkeep
             {
-                moved = removals.remove_one().unwrap_or(0);
+                moved = upkeep.remove_one().unwrap_or(0);
             }
             let mut desk = self.shared.desk();
             if bytes_per_second > 0 && moved > 0 && !desk.stop {
@@ -255,5 +258,19 @@ impl CheckpointSteps {
 
     pub(crate) fn summary(&self) -> Summary {
         self.shared.desk().summary.clone()
+    }
+}
+
+/// How much nicer the worker's thread is than the others of its process: in the scheduler's weights a
+/// tenth of their share, where there are too few processors for all.
+const NICER: i32 = 10;
+
+/// Lets this thread run behind those that answer clients: on Linux the priority called that of a process is
+/// a thread's own (`setpriority(2)`, NOTES).
+fn step_back() {
+    let lowered = rustix::process::getpriority_process(None)
+        .and_then(|nice| rustix::process::setpriority_process(None, (nice + NICER).min(19)));
+    if let Err(error) = lowered {
+        tracing::debug!(%error, "the thread for checkpoints keeps its priority");
     }
 }

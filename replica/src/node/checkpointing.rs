@@ -114,9 +114,9 @@ impl Node {
     pub(crate) fn drive_checkpoints(&self) {
         let steps = &self.checkpoints.steps;
         steps.drive(self.options.checkpoint_bytes_per_second);
-        // The worker has these, and the log has the worker: it lets go of them when it is stopped.
+        // The worker has the log's keeper, which has the worker: that lets go of it when it is stopped.
         let worker = steps.clone();
-        steps.remove(self.log.removals(Arc::new(move || worker.look())));
+        steps.keep_up(self.log.upkeep(Arc::new(move || worker.look())));
     }
 
     /// The worker of this replica's checkpoints: whoever drives the node without a
