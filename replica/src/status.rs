@@ -139,6 +139,9 @@ pub struct PeerStatus {
     pub lag: Option<u64>,
     /// Of those, slots that were shipped to it already; none unless this replica leads.
     pub in_flight: Option<u64>,
+    /// Whether a completed write counts as its vote at this moment (decision 23); only where this replica
+    /// leads.
+    pub passive: bool,
     /// Its newest durable vote: ballot and slot.
     pub vote: (Ballot, Slot),
     /// How much it should lead.

@@ -122,6 +122,11 @@ fn chosen_unseen(seed: u64, then: impl Fn(&mut Three, usize, usize)) {
     let leader = three.settled();
     let others: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
     let (follower, third) = (others[0], others[1]);
+    let told = |three: &Three| {
+        let peers = three.nodes[leader].handle().status().peers;
+        peers.iter().filter(|peer| peer.passive).count() == 2
+    };
+    assert!(three.until(1_000, told), "status says whose votes are completed writes");
     three.network.cut(id(leader), id(third));
     three.until(20, |_| false);
     three.network.set_landing(id(follower), LATE);

@@ -177,6 +177,9 @@ pub struct PeerReport {
     /// Of those, slots that were shipped to it already.
     #[serde(default)]
     pub in_flight: Option<u64>,
+    /// Whether a completed write counts as its vote, as its leader sees it.
+    #[serde(default)]
+    pub passive: bool,
     /// Its newest durable vote: the ballot, in text, and the slot.
     #[serde(default)]
     pub vote: (String, u64),
@@ -339,6 +342,7 @@ fn peer(peer: &quorate::PeerStatus) -> PeerReport {
         votes: peer.votes,
         poisoned: peer.poisoned,
         witness: peer.witness,
+        passive: peer.passive,
         queued_bytes: peer.link.queued_bytes,
         reconnects: peer.link.reconnects,
         last_error: peer.link.last_error.clone(),

@@ -119,13 +119,19 @@ pub fn text(answers: &[Answer]) -> String {
     for answer in answers {
         match &answer.report {
             Ok(report) => {
-                let lag = leader
-                    .and_then(|leader| leader.peers.iter().find(|peer| peer.node == report.node))
+                let seen = leader
+                    .and_then(|leader| leader.peers.iter().find(|peer| peer.node == report.node));
+                let lag = seen
                     .and_then(|peer| peer.lag)
                     .map_or_else(|| "-".to_string(), |lag| lag.to_string());
+                let passive = if seen.is_some_and(|peer| peer.passive) {
+                    "; passive: a completed write is its vote"
+                } else {
+                    ""
+                };
                 let _ = writeln!(
                     out,
-                    "{:<22} {:>4} {:<10} {:>8} {:>12} {:>12} {:>8}  {}",
+                    "{:<22} {:>4} {:<10} {:>8} {:>12} {:>12} {:>8}  {}{passive}",
                     answer.address,
                     report.node,
                     report.role,

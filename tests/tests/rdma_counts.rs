@@ -160,7 +160,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(fabric: &'static Fabric) -> Self {
+    fn start(fabric: &'static Fabric, passive: bool) -> Self {
         let members: Vec<NodeId> = (1..=3).map(NodeId).collect();
         // Held until all are known, so that no two are the same.
         let held: Vec<TcpListener> =
@@ -190,6 +190,7 @@ impl Cluster {
             let mut options = NodeOptions::new(node, members.clone(), u64::from(node.0) * 77);
             options.ring_bytes = RING_BYTES;
             options.command_bytes_max = 1 << 20;
+            options.passive = passive;
             nodes.push(Node::new(options, transport, log, recovered, Box::new(Echo)).unwrap());
         }
         let mut cluster = Self { nodes, seen, now: Nanos(0) };
@@ -222,6 +223,13 @@ impl Cluster {
         for node in &mut self.nodes {
             node.step(clock);
         }
+    }
+
+    /// Of one replica alone.
+    fn turn_of(&mut self, at: usize, step: Nanos) {
+        self.now = self.now + step;
+        let clock = Clock { now: self.now, wall_ms: 1_000 + self.now.0 / 1_000_000 };
+        self.nodes[at].step(clock);
     }
 
     fn applied(&self) -> u64 {
@@ -261,8 +269,43 @@ const BYTES_MAX: u64 = BATCHES * 20_256;
 
 #[test]
 fn a_batch_is_one_write_to_each_follower_and_one_row_back() {
-    let fabric = Fabric::new(11);
-    let mut cluster = Cluster::start(fabric);
+    counted(Fabric::new(11), false);
+}
+
+#[test]
+fn passive_followers_take_the_same_and_no_follower_has_to_move() {
+    let fabric = Fabric::new(12);
+    let (mut cluster, leader) = counted(fabric, true);
+    let commit = |cluster: &Cluster| cluster.nodes[leader].core().unwrap().commit_slot();
+    let last = |cluster: &Cluster| cluster.nodes[leader].core().unwrap().last_slot();
+    while commit(&cluster) < last(&cluster) || cluster.applied() < last(&cluster).0 {
+        cluster.turn(Nanos(50_000));
+    }
+    // Nobody but the leader takes a turn from now on, and its commands are chosen.
+    let before = commit(&cluster);
+    let handle = cluster.nodes[leader].handle();
+    let mut command = BytesMut::new();
+    put_item(&mut command, &[7; 64]);
+    let command = command.freeze();
+    let pending: Vec<_> = (0..10).map(|_| handle.propose_items(1, command.clone())).collect();
+    let mut turns = 0;
+    while commit(&cluster) == before {
+        assert!(turns < 100, "a completed write is no vote");
+        cluster.turn_of(leader, Nanos(100));
+        turns += 1;
+    }
+    println!("{} turns of the leader from proposal to choice", turns);
+    drop(pending);
+    // The others come to know of it.
+    let goal = commit(&cluster).0;
+    while cluster.applied() < goal {
+        cluster.turn(Nanos(50_000));
+    }
+}
+
+/// Counts a load of two sizes.
+fn counted(fabric: &'static Fabric, passive: bool) -> (Cluster, usize) {
+    let mut cluster = Cluster::start(fabric, passive);
     let leader = cluster.leader().unwrap();
     for value_bytes in [64usize, 20_000] {
         let mut command = BytesMut::new();
@@ -320,5 +363,9 @@ fn a_batch_is_one_write_to_each_follower_and_one_row_back() {
         // The device saw the same, and nothing besides.
         assert_eq!(device_after.writes - device_before.writes, total);
         assert_eq!(device_after.immediates, device_before.immediates);
+        let counts =
+            cluster.nodes[leader].status().peers.iter().filter(|peer| peer.passive).count();
+        assert_eq!(counts, if passive { 2 } else { 0 }, "whose completed writes are votes");
     }
+    (cluster, leader)
 }

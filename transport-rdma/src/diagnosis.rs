@@ -6,7 +6,7 @@ use quorate_ffi::memory::SharedMemory;
 use quorate_ffi::verbs::{Access, Gid, Library, PortState, QueueDepths, VerbsError, memlock_limit};
 
 /// Rounds of the fence torture test.
-const ROUNDS: u32 = 60;
+const ROUNDS: u32 = 30;
 /// Bytes of its writes: enough packets that a fence comes in the middle of one.
 const TORTURE_BYTES: usize = 64 << 10;
 /// What a replica pins with default settings for two peers: a ring for each, and the staging memory.

@@ -321,6 +321,7 @@ impl Paxos {
                 node: progress.node,
                 slots: newest.0.saturating_sub(progress.matched.0),
                 in_flight: next.previous().0.saturating_sub(progress.matched.0),
+                passive: progress.passive,
             }
         };
         leader.progress.iter().map(lag).collect()
@@ -336,4 +337,6 @@ pub struct Lag {
     pub slots: u64,
     /// Of those, slots that were shipped to it.
     pub in_flight: u64,
+    /// Whether its votes are completed writes (rule B1).
+    pub passive: bool,
 }

@@ -106,6 +106,7 @@ impl Node {
             applied_slot: row.applied_slot,
             lag: lag.map(|lag| lag.slots),
             in_flight: lag.map(|lag| lag.in_flight),
+            passive: lag.is_some_and(|lag| lag.passive),
             vote: (row.accepted_ballot, row.accepted_slot),
             priority: row.flags.priority(),
             speaks: row.flags.protocol(),
