@@ -19,7 +19,7 @@ pub(crate) struct Cluster<'a> {
     pub(crate) lab: &'a Lab,
     name: String,
     pub(crate) transport: &'static str,
-    durability: &'static str,
+    pub(crate) durability: &'static str,
     pub(crate) followers: &'static str,
     running: BTreeMap<u16, Running>,
 }
@@ -242,6 +242,12 @@ impl<'a> Cluster<'a> {
 
     /// Makes a replica that lost its memory a voter again, when it has caught up.
     pub(crate) fn readmit(&self, number: u16) -> Result<()> {
+        // A leader that has not heard it yet takes it for the voter that it was.
+        self.wait("the leader's word that it has no vote", || {
+            let peers = self.report(self.leader())?.peers;
+            let peer = peers.into_iter().find(|peer| peer.node == number)?;
+            (peer.data_up && !peer.votes).then_some(())
+        });
         let node = number.to_string();
         let others = (1..=REPLICAS).filter(|other| *other != number);
         let others = others.map(|other| self.address(other)).collect::<Vec<_>>().join(",");
@@ -250,6 +256,10 @@ impl<'a> Cluster<'a> {
             std::process::Command::new(crate::built("quorate")?).args(arguments).output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         anyhow::ensure!(output.status.success(), "replica {number} is not readmitted: {said}");
+        self.wait("the leader's word that it votes", || {
+            let peers = self.report(self.leader())?.peers;
+            peers.iter().any(|peer| peer.node == number && peer.votes).then_some(())
+        });
         Ok(())
     }
 

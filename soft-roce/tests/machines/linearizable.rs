@@ -23,6 +23,18 @@ pub(crate) fn over_rdma(lab: &Lab) -> Result<()> {
     Cluster::with(lab, "rdma", "file", |cluster| linearizable(cluster, operations(10_000)))
 }
 
+/// The long form, on three hosts; one host has a test of its own.
+pub(crate) fn over_passive(lab: &Lab) -> Result<()> {
+    Cluster::in_memory(lab, "passive", |cluster| {
+        cluster.all_by((6, 0));
+        crate::passive::by_completion(cluster);
+        linearizable(cluster, operations(10_000))?;
+        cluster.all_by((6, 0));
+        crate::passive::by_completion(cluster);
+        Ok(())
+    })
+}
+
 /// Operations of a checked history: more by the variable `QUORATE_OPERATIONS`.
 pub(crate) fn operations(default: u64) -> u64 {
     std::env::var("QUORATE_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -87,6 +99,9 @@ fn torment(cluster: &mut Cluster<'_>, clients: &Clients, operations: u64) -> Res
                 // The other two serve on meanwhile.
                 clients.advance(200);
                 cluster.revive(leader)?;
+                if cluster.durability == "memory" {
+                    cluster.readmit(leader)?;
+                }
                 faults.leaders_killed += 1;
             }
             1 => {

@@ -52,7 +52,7 @@ enum Hosts {
     Three,
 }
 
-const TESTS: [Test; 29] = [
+const TESTS: [Test; 31] = [
     (
         "program: output and exit code are passed through",
         Hosts::One,
@@ -75,6 +75,7 @@ const TESTS: [Test; 29] = [
         passive::linearizable,
     ),
     ("cluster: side by side on one host", Hosts::One, side_by_side::run),
+    ("passive followers: side by side with active ones", Hosts::One, side_by_side::passive),
     ("verbs: writes between hosts, seen by the switch", Hosts::Three, three_hosts::write_latency),
     ("partition: RDMA alone", Hosts::Three, three_hosts::partition_rdma),
     ("partition: everything, one way", Hosts::Three, three_hosts::partition_one_way),
@@ -90,7 +91,11 @@ const TESTS: [Test; 29] = [
     ("cluster: rdma lost and found", Hosts::Three, redis::rdma_lost),
     ("cluster: a queue pair fails", Hosts::Three, redis::pair_fails),
     ("cluster: linearizable under faults over rdma", Hosts::Three, linearizable::over_rdma),
+    (LONG, Hosts::Three, linearizable::over_passive),
 ];
+
+/// The test that takes minutes: it runs where somebody says how long, by the variable `QUORATE_OPERATIONS`.
+const LONG: &str = "passive followers: linearizable under faults on three hosts";
 
 /// The lab that is up, at most one, and what the tests came to.
 #[derive(Default)]
@@ -212,7 +217,7 @@ fn built(name: &str) -> Result<PathBuf> {
     let path = std::path::absolute(folder.join(name))?;
     ensure!(
         path.exists(),
-        "no {}. First run: cargo build -p quorate-server -p quorate-transport-rdma --bins --examples",
+        "no {}. First run: cargo build -p quorate-server -p quorate-transport-rdma --bins --examples --features quorate-server/passive",
         path.display()
     );
     Ok(path)
@@ -247,7 +252,8 @@ fn main() -> ExitCode {
     for (name, hosts, test) in TESTS {
         let labs = Arc::clone(&labs);
         let run = move || labs.judge(name, || labs.run(hosts, test));
-        trials.push(Trial::test(name, run).with_ignored_flag(reason.is_some()));
+        let short = name == LONG && std::env::var_os("QUORATE_OPERATIONS").is_none();
+        trials.push(Trial::test(name, run).with_ignored_flag(reason.is_some() || short));
     }
     for (name, test) in program::TESTS {
         let labs = Arc::clone(&labs);

@@ -37,6 +37,7 @@ pub(crate) fn linearizable(lab: &Lab) -> Result<()> {
     Cluster::in_memory(lab, "passive", |cluster| {
         cluster.all_by((6, 0));
         proofs(cluster)?;
+        by_completion(cluster);
         let mut before = Client::new(&cluster.address(cluster.leader()));
         for number in 0..50 {
             ensure!(before.insist(&format!("SET before-{number} {number}")).is_ok(), "a write");
@@ -62,6 +63,7 @@ pub(crate) fn linearizable(lab: &Lab) -> Result<()> {
         let history = History::merge(clients.stop());
         cluster.converged();
         cluster.all_by((6, 0));
+        by_completion(cluster);
         let mut after = Client::new(&cluster.address(cluster.leader()));
         for number in 0..50 {
             let value = after.insist(&format!("GET before-{number}"));
@@ -69,6 +71,15 @@ pub(crate) fn linearizable(lab: &Lab) -> Result<()> {
         }
         judge(&history)
     })
+}
+
+/// Waits until completed writes are the votes of all followers, as status says.
+pub(crate) fn by_completion(cluster: &Cluster<'_>) {
+    cluster.wait("votes by completion of all followers", || {
+        let leader = cluster.leader();
+        let peers = cluster.report(leader)?.peers;
+        peers.iter().all(|peer| peer.passive).then_some(())
+    });
 }
 
 /// Each replica has kept the proof that its fence holds, for its next start in this boot.

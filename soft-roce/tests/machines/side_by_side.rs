@@ -1,4 +1,5 @@
-//! The same load over TCP and over RDMA in the same machines: only the ratio means anything there.
+//! The same load over TCP and over RDMA, and over RDMA with active and with passive followers, in the same
+//! machines: only the ratio means anything there.
 
 use crate::PATIENCE;
 use crate::cluster::Cluster;
@@ -28,13 +29,42 @@ fn turns() -> usize {
 }
 
 pub(crate) fn run(lab: &Lab) -> Result<()> {
+    compare(lab, ["tcp", "rdma"], |lab, transport, test| {
+        Cluster::with(lab, transport, "file", |cluster| {
+            cluster.all_by(if transport == "tcp" { (0, 6) } else { (6, 0) });
+            test(cluster)
+        })
+    })
+}
+
+/// Over RDMA, with logs in memory.
+pub(crate) fn passive(lab: &Lab) -> Result<()> {
+    compare(lab, ["active", "passive"], |lab, followers, test| {
+        Cluster::in_memory(lab, followers, |cluster| {
+            cluster.all_by((6, 0));
+            if followers == "passive" {
+                crate::passive::by_completion(cluster);
+            }
+            test(cluster)
+        })
+    })
+}
+
+/// What is done with a cluster of one side.
+type Test<'t> = &'t mut dyn FnMut(&Cluster<'_>) -> Result<()>;
+
+/// Measures both sides in turns.
+fn compare(
+    lab: &Lab,
+    names: [&'static str; 2],
+    with: impl Fn(&Lab, &'static str, Test<'_>) -> Result<()>,
+) -> Result<()> {
     let mut sides = [Vec::new(), Vec::new()];
     let mut void = 0;
     while sides[0].len() < turns().max(1) {
         let mut turn = Vec::new();
-        for transport in ["tcp", "rdma"] {
-            Cluster::with(lab, transport, "file", |cluster| {
-                cluster.all_by(if transport == "tcp" { (0, 6) } else { (6, 0) });
+        for name in names {
+            with(lab, name, &mut |cluster| {
                 let before = cluster.lives()?;
                 let figures: Result<Vec<_>> = LOADS
                     .iter()
@@ -60,7 +90,7 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
             return Ok(());
         }
     }
-    print(lab.hosts().len(), &sides);
+    print(lab.hosts().len(), names, &sides);
     Ok(())
 }
 
@@ -110,10 +140,12 @@ const COLUMNS: [(&str, Pick); 5] = [
 ];
 
 /// A line for each figure: the medians of both sides, and the median of the ratios of a turn.
-fn print(hosts: usize, [tcp, rdma]: &[Vec<Vec<Figures>>; 2]) {
+fn print(hosts: usize, names: [&str; 2], [first, second]: &[Vec<Vec<Figures>>; 2]) {
     println!(
-        "\nmachines  clients       figure       tcp      rdma  rdma/tcp  ({} turns)",
-        tcp.len()
+        "\nmachines  clients       figure {:>9} {:>9}     ratio  ({} turns)",
+        names[0],
+        names[1],
+        first.len()
     );
     for (place, (clients, _)) in LOADS.iter().enumerate() {
         // The switch counts frames, and one host has none.
@@ -121,9 +153,9 @@ fn print(hosts: usize, [tcp, rdma]: &[Vec<Vec<Figures>>; 2]) {
             let of = |side: &[Vec<Figures>]| -> Vec<f64> {
                 side.iter().map(|loads| pick(&loads[place])).collect()
             };
-            let ratios = of(rdma).iter().zip(of(tcp)).map(|(rdma, tcp)| rdma / tcp).collect();
-            let (tcp, rdma, ratio) = (median(of(tcp)), median(of(rdma)), median(ratios));
-            println!("{hosts:>8} {clients:>8} {name:>12} {tcp:>9.1} {rdma:>9.1} {ratio:>9.2}");
+            let ratios = of(second).iter().zip(of(first)).map(|(b, a)| b / a).collect();
+            let (a, b, ratio) = (median(of(first)), median(of(second)), median(ratios));
+            println!("{hosts:>8} {clients:>8} {name:>12} {a:>9.1} {b:>9.1} {ratio:>9.2}");
         }
     }
 }
