@@ -22,7 +22,7 @@ fn found(seed: u64, promise: Promise, late_packets: u32) -> Finding {
 fn what_a_deposed_leader_counts_is_reported() {
     let finding = found(1, Promise::FenceThenRead, 0);
     assert_eq!((finding.rounds, finding.lost, finding.late), (ROUNDS, 0, 0), "{finding:?}");
-    assert!(finding.completed > 0 && finding.ahead > ROUNDS / 2, "{finding:?}");
+    assert!(finding.completed > 0 && finding.ahead > 0, "{finding:?}");
 }
 
 #[test]

@@ -296,7 +296,7 @@ fn over_tcp_there_is_none_and_by_verbs_again_there_is() {
 /// A writer that writes whenever it can, over TCP only, and an owner that grants what can be had whenever it is
 /// told of a life, until a write arrived.
 fn until_a_quick_writer_gets_through(pair: &mut Pair, number: u64) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + DEADLINE;
     while pair.b.transport.load(RING, 0) != number {
         assert!(Instant::now() < deadline, "it never arrived: {:?}", pair.b.transport.status(A));
         // Much is written before the other end looks.
