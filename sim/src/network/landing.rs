@@ -160,8 +160,12 @@ impl Net {
 
     pub(super) fn finish_landing(&mut self, from: usize, to: usize) {
         let side = usize::from(from > to);
-        if let Some(Landing { write, .. }) = self.lane(from, to, 1).directions[side].landing.take()
-        {
+        let landing = self.lane(from, to, 1).directions[side].landing.take();
+        if let Some(Landing { write, told, .. }) = landing {
+            if !told {
+                // Its writer is told with the next one, if it is not told before.
+                self.note_written(from, to, &write);
+            }
             self.scribble(from, to, &write, 0, write.bytes.len());
         }
     }
