@@ -441,12 +441,17 @@ pub fn check_transport(transport: &str) -> Result<(), String> {
 /// # Errors
 /// What is in the way, and what to do.
 pub fn check_followers(replica: &ReplicaConfig) -> Result<(), String> {
+    followers_in(replica, cfg!(feature = "passive"))
+}
+
+/// In a build with passive followers, or without.
+fn followers_in(replica: &ReplicaConfig, built: bool) -> Result<(), String> {
     match replica.followers.as_str() {
         "active" => return Ok(()),
         "passive" => {}
         _ => return Err("use \"active\" or \"passive\"".into()),
     }
-    if !cfg!(feature = "passive") {
+    if !built {
         return Err(
             "this build is without passive followers: build it with the feature `passive` (cargo \
                     build --release -p quorate-server --features passive), or use \"active\""
@@ -537,41 +542,34 @@ mod tests {
         assert!(of(&text).contains("use \"active\" or \"passive\""));
     }
 
-    /// With these keys, and passive followers.
-    fn passive(transport: &str, durability: &str) -> Result<Config, String> {
-        let keys = format!(
-            "followers = \"passive\"\ntransport = \"{transport}\"\ndurability = \"{durability}\"\ndirectory ="
-        );
-        let config = Config::parse(&MINIMAL.replace("directory =", &keys)).unwrap();
-        config.check().map(|()| config).map_err(|error| error.to_string())
-    }
-
-    #[cfg(feature = "passive")]
     #[test]
     fn passive_followers_take_rdma_and_a_log_that_promises_nothing() {
-        let config = passive("rdma", "memory").unwrap();
+        let passive = |transport: &str, durability: &str| {
+            let keys = format!(
+                "followers = \"passive\"\ntransport = \"{transport}\"\ndurability = \"{durability}\"\ndirectory ="
+            );
+            Config::parse(&MINIMAL.replace("directory =", &keys)).unwrap()
+        };
+        let config = passive("rdma", "memory");
+        assert_eq!(followers_in(&config.replica, true), Ok(()));
         assert!(config.node_options().passive);
         let text = toml::to_string(&config).unwrap();
         assert_eq!(Config::parse(&text).unwrap(), config);
         assert!(!Config::parse(MINIMAL).unwrap().node_options().passive);
-        let refused = passive("tcp", "memory").unwrap_err();
+        let refused = followers_in(&passive("tcp", "memory").replica, true).unwrap_err();
         assert!(refused.contains("transport = \"rdma\""), "{refused}");
         for (durability, why) in [
             ("file", "survives power failure"),
             ("emulated", "survives the death of all processes"),
             ("dax", "cannot be registered"),
         ] {
-            let refused = passive("rdma", durability).unwrap_err();
+            let refused = followers_in(&passive("rdma", durability).replica, true).unwrap_err();
             let told = refused.contains(why) && refused.contains("durability = \"memory\"");
             assert!(told, "{durability}: {refused}");
         }
-    }
-
-    #[cfg(not(feature = "passive"))]
-    #[test]
-    fn passive_followers_name_the_feature_that_is_missing() {
-        let refused = passive("rdma", "memory").unwrap_err();
+        let refused = followers_in(&config.replica, false).unwrap_err();
         assert!(refused.contains("--features passive"), "{refused}");
+        assert_eq!(config.check().is_ok(), cfg!(feature = "passive"));
     }
 
     #[test]
