@@ -6,7 +6,7 @@
 use crate::admin;
 use crate::cli::{AskArgs, MemberCommand};
 use crate::config::{Config, MemberConfig};
-use crate::report::{MembersReport, Report};
+use crate::report::{MembersReport, PeerReport, Report};
 use crate::status;
 use anyhow::{Context, Result, bail};
 use quorate::{Address, Change, NodeId, QuorumSizes};
@@ -107,6 +107,12 @@ impl Target {
         }
         text
     }
+}
+
+/// How far a replica is behind, for whoever waits for it: `lag` counts slots that it has not voted for under
+/// the present leader, and whoever catches up votes at the end, whatever it knows before.
+fn known_behind(report: &Report, peer: &PeerReport, lag: u64) -> u64 {
+    lag.min(report.commit_slot.saturating_sub(peer.commit_slot))
 }
 
 /// The cluster, as it is asked from here.
@@ -230,7 +236,8 @@ impl Asked {
             }
             match (peer, behind) {
                 (_, Some(behind)) if behind <= CAUGHT_UP_SLOTS => return Ok(()),
-                (_, Some(behind)) => {
+                (Some(peer), Some(behind)) => {
+                    let behind = known_behind(&report, peer, behind);
                     self.wait(|| format!("replica {node} is {behind} slots behind"))?;
                 }
                 (Some(peer), None) if !peer.last_error.is_empty() => self.wait(|| {
@@ -484,7 +491,10 @@ fn table(address: &str, report: &Report, members: &MembersReport) -> String {
             let behind = match peer {
                 _ if report.node == *node => "leads".to_owned(),
                 Some(peer) if !peer.data_up => "no link".to_owned(),
-                Some(peer) => peer.lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
+                Some(peer) => peer.lag.map_or_else(
+                    || "-".to_owned(),
+                    |lag| known_behind(report, peer, lag).to_string(),
+                ),
                 None => "-".to_owned(),
             };
             let unsure =
