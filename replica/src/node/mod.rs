@@ -202,7 +202,8 @@ impl Node {
         if options.passive && log.durability() != Durability::Volatile {
             // Rule B6.
             return Err(NodeError::Options(format!(
-                "passive followers vote by memory alone, and this log promises {}: set                  `durability = \"memory\"`, or leave `passive` out",
+                "passive followers vote by memory alone, and this log promises {}: set \
+                 `durability = \"memory\"`, or leave `passive` out",
                 log.durability()
             )));
         }
