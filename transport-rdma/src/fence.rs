@@ -20,7 +20,7 @@ use crate::talk::Word;
 use crate::transport::RdmaTransport;
 use quorate_consensus::NodeId;
 use quorate_ffi::verbs::{MemoryRegion, VerbsError};
-use quorate_transport::{RegionError, RegionId, Transport};
+use quorate_transport::{Event, Lane, RegionError, RegionId, Transport};
 
 impl RdmaTransport {
     /// Destroys what carries the lane, and ends what was granted for its life. When this returns
@@ -38,6 +38,51 @@ impl RdmaTransport {
         if let Err(error) = self.regions.end_life(id) {
             self.region_stays(id, &error);
         }
+    }
+
+    /// Ends this life because of what the verbs say; TCP tells the other end, and the caller.
+    pub(crate) fn fail(&mut self, place: usize, failure: &Failure) {
+        let lived = self.peers[place].link().map(|link| link.since.elapsed());
+        let id = self.peers[place].id;
+        if !failure.unreachable {
+            // The other end hears of it before its queue pair goes, or it takes what does not answer for the
+            // network's fault, and its next life goes over TCP.
+            self.tcp.reset_lane(id, Lane::Data, &failure.reason);
+        }
+        self.close(place);
+        let peer = &mut self.peers[place];
+        failure.reason.clone_into(&mut peer.last_error);
+        if failure.unreachable {
+            if !self.other_end_ended(id) {
+                let peer = &mut self.peers[place];
+                peer.rdma_failed(&failure.reason, lived.unwrap_or_default());
+                self.statistics.failed += 1;
+            }
+            self.tcp.reset_lane(id, Lane::Data, &failure.reason);
+        }
+        self.unsettled = true;
+    }
+
+    /// Whether the lane's TCP connection ended meanwhile: a peer that destroyed its queue pair does not
+    /// answer, and that is nobody's network.
+    fn other_end_ended(&mut self, id: NodeId) -> bool {
+        let before = self.inner_events.len();
+        self.tcp.poll(&mut self.inner_events);
+        let mut ended = false;
+        let mut begun = false;
+        for event in &self.inner_events[before..] {
+            match event {
+                Event::LinkDown { peer, lane: Lane::Data, .. } if *peer == id => ended = true,
+                Event::LinkUp { peer, lane: Lane::Data, .. } if *peer == id => begun = true,
+                _ => {}
+            }
+        }
+        if ended && !begun {
+            // What it said in that life is not for the next one.
+            self.tcp.take_asides(&mut self.asides);
+            self.asides.retain(|(from, _)| *from != id);
+        }
+        ended
     }
 
     pub(crate) fn lend_for_life(

@@ -43,16 +43,16 @@ pub struct RdmaTransport {
     pub(crate) adapter: Adapter,
     stall: Duration,
     random: Randomness,
-    statistics: Statistics,
+    pub(crate) statistics: Statistics,
     /// For the next poll.
     events: Vec<Event>,
-    inner_events: Vec<Event>,
-    asides: Vec<(NodeId, Bytes)>,
+    pub(crate) inner_events: Vec<Event>,
+    pub(crate) asides: Vec<(NodeId, Bytes)>,
     polls: u32,
     /// Polls since the last sleep.
     awake_polls: u32,
     /// Something is being built, or was just slept for: look at everything.
-    unsettled: bool,
+    pub(crate) unsettled: bool,
 }
 
 impl RdmaTransport {
@@ -250,44 +250,6 @@ impl RdmaTransport {
             peer.announced = true;
             events.push(Event::LinkUp { peer: peer.id, lane: Lane::Data, incarnation });
         }
-    }
-
-    /// Ends this life because of what the verbs say; TCP tells the other end, and the caller.
-    pub(crate) fn fail(&mut self, place: usize, failure: &Failure) {
-        let lived = self.peers[place].link().map(|link| link.since.elapsed());
-        self.close(place);
-        let peer = &mut self.peers[place];
-        failure.reason.clone_into(&mut peer.last_error);
-        let id = peer.id;
-        if failure.unreachable && !self.other_end_ended(id) {
-            let peer = &mut self.peers[place];
-            peer.rdma_failed(&failure.reason, lived.unwrap_or_default());
-            self.statistics.failed += 1;
-        }
-        self.tcp.reset_lane(id, Lane::Data, &failure.reason);
-        self.unsettled = true;
-    }
-
-    /// Whether the lane's TCP connection ended meanwhile: a peer that destroyed its queue pair does not
-    /// answer, and that is nobody's network.
-    fn other_end_ended(&mut self, id: NodeId) -> bool {
-        let before = self.inner_events.len();
-        self.tcp.poll(&mut self.inner_events);
-        let mut ended = false;
-        let mut begun = false;
-        for event in &self.inner_events[before..] {
-            match event {
-                Event::LinkDown { peer, lane: Lane::Data, .. } if *peer == id => ended = true,
-                Event::LinkUp { peer, lane: Lane::Data, .. } if *peer == id => begun = true,
-                _ => {}
-            }
-        }
-        if ended && !begun {
-            // What it said in that life is not for the next one.
-            self.tcp.take_asides(&mut self.asides);
-            self.asides.retain(|(from, _)| *from != id);
-        }
-        ended
     }
 
     fn hear(&mut self, now: Instant, events: &mut Vec<Event>) {
@@ -765,8 +727,9 @@ impl Transport for RdmaTransport {
 
     fn reset(&mut self, peer: NodeId, reason: &str) {
         let Some(place) = self.place(peer) else { return };
-        self.close(place);
+        // In this order: see `fail`.
         self.tcp.reset(peer, reason);
+        self.close(place);
         self.unsettled = true;
     }
 

@@ -252,7 +252,9 @@ pub trait Transport: Send {
     /// Lets `peer` write into `region` in the present life of its data lane only: when the life ends, for
     /// whatever reason, the right is taken back, and contract C4 holds before [`Event::LinkDown`] of it
     /// is polled. No byte of another life comes in by this grant, not even late. It is not renewed in the
-    /// same life after a revoke. Writes of the peer wait until it is given. (Passive followers need it, see
+    /// same life after a revoke. Writes of the peer wait until it is given. Where a lane can fall back to a carrier whose
+    /// grants last, the transport may open the region for a life over that one by itself, once the end of the last
+    /// life was polled and another poll begins: whoever reads the region at that end misses nothing. (Passive followers need it, see
     /// decision 23.)
     ///
     /// A lasting grant of the region to this peer is taken back first, as by [`Transport::revoke`]. The

@@ -116,7 +116,10 @@ pub(super) fn no_byte_after_its_life(build: &mut Build<'_>) -> Outcome {
             for _ in 0..20 {
                 turn_for(reader, 20, Duration::from_millis(1));
                 let now = memory(reader, FENCED_BYTES);
-                check(now == left, || "bytes changed after the end of the life".into())?;
+                check(now == left, || {
+                    let carrier = reader.transport.status(A).carrier;
+                    format!("bytes changed after the end of the life; now over {carrier}")
+                })?;
             }
             Ok(())
         })?;
