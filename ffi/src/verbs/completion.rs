@@ -271,10 +271,10 @@ impl Channel {
         let mut count = 0;
         loop {
             let (mut queue, mut unused) = (null_mut(), null_mut());
-            let channel = self.inner.channel;
-            // SAFETY: `ibv_get_cq_event` wants a live channel and places for what it returns.
-            let code =
-                unsafe { (verbs.ibv_get_cq_event)(channel, &raw mut queue, &raw mut unused) };
+            let (get, channel) = (verbs.ibv_get_cq_event, self.inner.channel);
+            // SAFETY: `ibv_get_cq_event` wants a live channel, which `self` keeps, and places for what it
+            // returns, which are two variables of this turn.
+            let code = unsafe { get(channel, &raw mut queue, &raw mut unused) };
             if code != 0 {
                 return count;
             }

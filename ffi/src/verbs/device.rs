@@ -226,11 +226,11 @@ impl Device {
     pub fn gids(&self) -> Result<Vec<Gid>, VerbsError> {
         let mut entries = vec![sys::ibv_gid_entry::default(); GIDS_MAX];
         let bytes = size_of::<sys::ibv_gid_entry>();
-        let query = self.verbs()._ibv_query_gid_table;
-        // SAFETY: `_ibv_query_gid_table` wants an open device and room for so many entries of the
-        // size given.
-        let found =
-            unsafe { query(self.inner.context, entries.as_mut_ptr(), entries.len(), 0, bytes) };
+        let (query, device) = (self.verbs()._ibv_query_gid_table, self.inner.context);
+        let (room, count) = (entries.as_mut_ptr(), entries.len());
+        // SAFETY: `_ibv_query_gid_table` wants an open device, which `self` keeps open, and room for so
+        // many entries of the size given: `entries` has it, and outlives the call.
+        let found = unsafe { query(device, room, count, 0, bytes) };
         let Ok(found) = usize::try_from(found) else {
             let source = io::Error::from_raw_os_error(-found as i32);
             return Err(VerbsError::Query { what: "GIDs", source });
