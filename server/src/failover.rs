@@ -2,7 +2,8 @@
 //!
 //! One client of each replica writes in a closed loop. A kill is felt until every surviving replica has
 //! acknowledged a write that was sent after it; a transfer by the longest time in which nobody, at any
-//! replica, got an acknowledgement.
+//! replica, got an acknowledgement. Such a time has other causes too, a processor lent to somebody else or
+//! a slow flush, so that the same span right before each transfer is measured beside it.
 
 use crate::admin;
 use crate::bench::leader_address;
@@ -31,6 +32,11 @@ pub(crate) enum How {
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between rounds: everything is as it was.
 const PAUSE: Duration = Duration::from_millis(150);
+/// A transfer takes some milliseconds. A gap counts that begins within this time of the request, however
+/// long it lasts, and as much time before the request is the span to compare with.
+const SPAN: Duration = Duration::from_millis(50);
+/// The state of a replica that `quorate status` tells may be as old as this.
+const STALE: Duration = Duration::from_millis(100);
 
 /// An acknowledged write: when it was sent and when it was answered, and by which replica.
 #[derive(Clone, Copy)]
@@ -60,10 +66,13 @@ pub(crate) fn run(args: &BenchArgs, rounds: u32, how: How) -> Result<ExitCode> {
     };
     let outcome = measure(&manifest, &directory, rounds, how);
     let _ = std::fs::remove_dir_all(&directory);
-    let gaps = outcome?;
+    let Gaps { changed: gaps, before } = outcome?;
     let what = match how {
         How::Kill => "kill -9 of the leader until both others acknowledged a write sent after it",
-        How::Transfer => "planned transfer: the longest time without an acknowledged write",
+        How::Transfer => {
+            "planned transfer: the longest time without an acknowledged write, and of the same span right \
+             before it"
+        }
     };
     let timers = &manifest.timers;
     println!(
@@ -75,10 +84,29 @@ pub(crate) fn run(args: &BenchArgs, rounds: u32, how: How) -> Result<ExitCode> {
         timers.election_timeout_max_ms
     );
     for quantile in [0.0, 0.1, 0.5, 0.9, 0.95, 0.99, 1.0] {
-        let micros = gaps.value_at_quantile(quantile);
-        println!("  p{:<4} {:>9.2} ms", quantile * 100.0, micros as f64 / 1e3);
+        let millis = |gaps: &Histogram<u64>| gaps.value_at_quantile(quantile) as f64 / 1e3;
+        print!("  p{:<4} {:>9.2} ms", quantile * 100.0, millis(&gaps));
+        match how {
+            How::Kill => println!(),
+            How::Transfer => println!("   (without a transfer {:>7.2} ms)", millis(&before)),
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was felt, in microseconds.
+struct Gaps {
+    /// Of each change of leader.
+    changed: Histogram<u64>,
+    /// Of the span before each transfer.
+    before: Histogram<u64>,
+}
+
+impl Gaps {
+    fn new() -> Result<Self> {
+        let histogram = || Histogram::new_with_max(60_000_000, 3);
+        Ok(Self { changed: histogram()?, before: histogram()? })
+    }
 }
 
 fn measure(
@@ -86,7 +114,7 @@ fn measure(
     directory: &std::path::Path,
     rounds: u32,
     how: How,
-) -> Result<Histogram<u64>> {
+) -> Result<Gaps> {
     let mut cluster = ClusterProcesses::start(manifest, directory, "warn")?;
     leader_address(manifest)?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -98,14 +126,14 @@ fn measure(
             std::thread::spawn(move || write_all_the_time(node, &address, &stop, &seen))
         })
         .collect();
-    let mut gaps = Histogram::new_with_max(60_000_000, 3)?;
+    let mut gaps = Gaps::new()?;
     let result = (0..rounds).try_for_each(|_| {
-        let gap = match how {
-            How::Kill => Some(kill_once(manifest, &mut cluster, &seen)?),
-            How::Transfer => transfer_once(manifest, &seen)?,
-        };
-        if let Some(gap) = gap {
-            gaps.saturating_record(gap.as_micros() as u64);
+        match how {
+            How::Kill => {
+                let gap = kill_once(manifest, &mut cluster, &seen)?;
+                gaps.changed.saturating_record(gap.as_micros() as u64);
+            }
+            How::Transfer => transfer_once(manifest, &seen, &mut gaps)?,
         }
         anyhow::Ok(())
     });
@@ -123,14 +151,20 @@ fn settled(manifest: &Manifest, seen: &Seen) -> Result<u16> {
     let addresses: Vec<_> =
         (1..=manifest.replicas).map(|node| manifest.client_address(node)).collect();
     let deadline = Instant::now() + PATIENCE;
+    // The newest commit slot of each look: who has what anybody had a while ago is not behind.
+    let mut looks: Vec<(Instant, u64)> = Vec::new();
     while Instant::now() < deadline {
         let reports: Vec<_> =
             status::ask(&addresses).into_iter().filter_map(|answer| answer.report.ok()).collect();
         let leader = reports.iter().find(|report| report.role == "leader").map(|found| found.node);
         let newest = reports.iter().map(|report| report.commit_slot).max().unwrap_or(0);
+        let past = looks.iter().rfind(|(at, _)| at.elapsed() >= STALE).map(|(_, slot)| *slot);
+        looks.push((Instant::now(), newest));
         let agree = |report: &crate::report::Report| {
             let connected = report.peers.iter().all(|peer| peer.control_up && peer.data_up);
-            report.leader == leader && connected && report.commit_slot + 64 >= newest
+            report.leader == leader
+                && connected
+                && past.is_some_and(|past| report.commit_slot >= past)
         };
         if let Some(leader) = leader.filter(|_| reports.len() == 3 && reports.iter().all(agree)) {
             std::thread::park_timeout(PAUSE);
@@ -168,26 +202,32 @@ fn kill_once(manifest: &Manifest, cluster: &mut ClusterProcesses, seen: &Seen) -
     Ok(gap)
 }
 
-fn transfer_once(manifest: &Manifest, seen: &Seen) -> Result<Option<Duration>> {
+fn transfer_once(manifest: &Manifest, seen: &Seen, gaps: &mut Gaps) -> Result<()> {
     let leader = settled(manifest, seen)?;
-    std::thread::park_timeout(Duration::from_millis(20));
+    std::thread::park_timeout(SPAN + Duration::from_millis(20));
     let to = leader % manifest.replicas + 1;
-    admin::transfer(&manifest.client_address(leader), Some(to))?;
     let asked = Instant::now();
-    // A status may be 50 ms old: one that was made before the change must not be believed.
+    admin::transfer(&manifest.client_address(leader), Some(to))?;
+    // A status of before the change must not be believed.
     std::thread::park_timeout(PAUSE);
     let after = settled(manifest, &Seen::default())?;
     if after != to {
         // A follower that does not catch up in time, on a busy machine: the leader went on.
         println!("replica {to} did not take over in time: {after} leads");
-        return Ok(None);
+        return Ok(());
     }
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let mut times: Vec<_> = seen.iter().map(|ack| ack.at).collect();
     times.sort_unstable();
-    let near = |at: &&[Instant]| at[1] + Duration::from_millis(20) > asked;
-    let gaps = times.windows(2).filter(near).map(|pair| pair[1] - pair[0]);
-    gaps.max().map(Some).context("nothing was written meanwhile")
+    let longest = |from: Instant| {
+        let within = |pair: &&[Instant]| pair[1] > from && pair[0] < from + SPAN;
+        times.windows(2).filter(within).map(|pair| pair[1] - pair[0]).max()
+    };
+    let changed = longest(asked).context("nothing was written meanwhile")?;
+    let before = longest(asked - SPAN).context("nothing was written before")?;
+    gaps.changed.saturating_record(changed.as_micros() as u64);
+    gaps.before.saturating_record(before.as_micros() as u64);
+    Ok(())
 }
 
 /// A closed loop of one write; what fails is tried again at once, on a new connection if need be.
