@@ -131,6 +131,9 @@ pub struct PeerStatus {
     pub link: LinkStatus,
     /// Milliseconds since it was last heard; none if never.
     pub heard_ms_ago: Option<u64>,
+    /// Whether all that follows is what it said before its data lane ended: it may have been started anew
+    /// since, and remember less.
+    pub outdated: bool,
     /// What it knows chosen.
     pub commit_slot: Slot,
     /// What its state machine has seen.

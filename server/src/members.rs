@@ -166,6 +166,19 @@ impl Asked {
         }
     }
 
+    /// Until the leader's report was made after this call: one is renewed every 50 ms or so.
+    fn renewed(&mut self) -> Result<()> {
+        let state = |report: &Report| (report.process, report.counters.steps);
+        let (_, first, _) = self.leader()?;
+        loop {
+            self.wait(|| "the leader's report is not renewed".into())?;
+            let (_, report, _) = self.leader()?;
+            if state(&report) != state(&first) {
+                return Ok(());
+            }
+        }
+    }
+
     fn wait(&mut self, what: impl FnOnce() -> String) -> Result<()> {
         let now = Instant::now();
         if now >= self.deadline {
@@ -224,8 +237,9 @@ impl Asked {
                 return Ok(());
             }
             let peer = report.peers.iter().find(|peer| peer.node == node);
-            let behind = peer.filter(|peer| peer.data_up).and_then(|peer| peer.lag);
-            let heard = peer.filter(|peer| peer.data_up && peer.heard_ms_ago.is_some());
+            // What it said before its lane ended may be of another process, which remembered more.
+            let heard = peer.filter(|peer| peer.data_up && !peer.outdated);
+            let behind = heard.and_then(|peer| peer.lag);
             if let Some(old) = heard.filter(|peer| peer.speaks < report.protocol) {
                 bail!(
                     "replica {node} speaks the protocol up to version {}, and version {} is active: start it \
@@ -439,10 +453,17 @@ fn copies_told(members: &MembersReport) -> String {
 
 /// A replica with a new disk votes again.
 fn readmit(asked: &mut Asked, node: u16) -> Result<()> {
-    asked.caught_up(node)?;
-    let (_, report, members) = asked.settled()?;
-    let votes = report.peers.iter().any(|peer| peer.node == node && peer.votes);
-    if votes || report.node == node {
+    // It may have been started a moment ago.
+    asked.renewed()?;
+    let (members, votes) = loop {
+        asked.caught_up(node)?;
+        let (_, report, members) = asked.settled()?;
+        let peer = report.peers.iter().find(|peer| peer.node == node && !peer.outdated);
+        if let Some(votes) = peer.map(|peer| peer.votes).or((report.node == node).then_some(true)) {
+            break (members, votes);
+        }
+    };
+    if votes {
         println!("replica {node} votes: nothing to do");
         return Ok(());
     }

@@ -168,6 +168,9 @@ pub struct PeerReport {
     pub data_up: bool,
     /// Milliseconds since it was heard.
     pub heard_ms_ago: Option<u64>,
+    /// Whether all that follows is what it said before its data lane ended last.
+    #[serde(default)]
+    pub outdated: bool,
     /// What it knows chosen.
     pub commit_slot: u64,
     /// What its state machine has seen.
@@ -332,6 +335,7 @@ fn peer(peer: &quorate::PeerStatus) -> PeerReport {
         control_up: peer.link.control_up,
         data_up: peer.link.data_up,
         heard_ms_ago: peer.heard_ms_ago,
+        outdated: peer.outdated,
         commit_slot: peer.commit_slot.0,
         applied_slot: peer.applied_slot.0,
         lag: peer.lag,

@@ -353,6 +353,23 @@ fn memory_durability_a_killed_replica_comes_back_without_a_vote_and_says_so() {
     assert!(!matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
 }
 
+/// What the leader heard before the kill says that the replica votes.
+#[test]
+fn memory_durability_a_replica_is_made_a_member_again_right_after_its_start() {
+    let mut cluster = Cluster::start("bad-readmit", "memory");
+    for _ in 0..5 {
+        let victim = cluster.follower(&[]);
+        cluster.kill(victim);
+        cluster.restart(victim);
+        let node = victim.to_string();
+        let output = cluster.member(&["replace", &node, &node]);
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let done = format!("replica {victim} votes with the disk that it has now");
+        assert!(output.status.success() && said.contains(&done), "{said}");
+        cluster.wait("its vote", || cluster.report(victim)?.votes.then_some(()));
+    }
+}
+
 #[test]
 fn a_lost_disk_comes_back_as_a_learner_and_its_old_promises_are_not_forgotten() {
     let mut cluster = Cluster::start("bad-lost-disk", "file");

@@ -91,6 +91,16 @@ impl Paxos {
         peer.heard_at.map(|at| (peer.row, self.now.since(at)))
     }
 
+    /// Whether what [`Paxos::peer_row`] gives came by the data lane as it is now. If not the peer may be
+    /// another process by now, which remembers less.
+    #[must_use]
+    pub fn row_is_current(&self, peer: NodeId) -> bool {
+        self.peer_index(peer).is_some_and(|index| {
+            let peer = &self.peers[index];
+            peer.linked && peer.row_is_current
+        })
+    }
+
     /// Whether this replica's votes count: it remembers, and a configuration names it.
     #[must_use]
     pub fn votes(&self) -> bool {

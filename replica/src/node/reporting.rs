@@ -102,6 +102,7 @@ impl Node {
             node: peer,
             link: self.transport.status(peer),
             heard_ms_ago: heard.map(|(_, ago)| ago.0 / 1_000_000),
+            outdated: self.core.as_ref().is_none_or(|core| !core.row_is_current(peer)),
             commit_slot: row.commit_slot,
             applied_slot: row.applied_slot,
             lag: lag.map(|lag| lag.slots),

@@ -242,12 +242,6 @@ impl<'a> Cluster<'a> {
 
     /// Makes a replica that lost its memory a voter again, when it has caught up.
     pub(crate) fn readmit(&self, number: u16) -> Result<()> {
-        // A leader that has not heard it yet takes it for the voter that it was.
-        self.wait("the leader's word that it has no vote", || {
-            let peers = self.report(self.leader())?.peers;
-            let peer = peers.into_iter().find(|peer| peer.node == number)?;
-            (peer.data_up && !peer.votes).then_some(())
-        });
         let node = number.to_string();
         let others = (1..=REPLICAS).filter(|other| *other != number);
         let others = others.map(|other| self.address(other)).collect::<Vec<_>>().join(",");
