@@ -8,10 +8,7 @@
 pub mod log;
 
 use bytes::Bytes;
-use quorate_consensus::{
-    Accept, Configuration, Configurations, Incarnation, Member, Nanos, NodeId, Paxos,
-    PersistNumber, Restored, Settings, Slot, Value, ValueKind,
-};
+use quorate_consensus::{Accept, Nanos, Paxos, PersistNumber, Value, ValueKind};
 
 /// Three cores that hand each other everything at once; every persist is durable at once.
 #[derive(Debug)]
@@ -35,24 +32,7 @@ impl CorePump {
     /// If no leader comes up within ten simulated seconds: the core is broken.
     #[must_use]
     pub fn new() -> Self {
-        let member = |node| Member { node: NodeId(node), incarnation: Incarnation(node.into()) };
-        let configuration = Configuration::of_voters(1, (1..=3).map(member).collect());
-        let cores = (1..=3).map(|node| {
-            let mut settings = Settings::new(NodeId(node), Incarnation(node.into()));
-            // The first one's timer is the first to end.
-            settings.election_timeout_min = Nanos::from_millis(200 * u64::from(node));
-            settings.election_timeout_max = Nanos::from_millis(200 * u64::from(node) + 10);
-            let restored = Restored {
-                promised: Default::default(),
-                commit_slot: Slot::ZERO,
-                log_first: Slot(1),
-                accepted: Vec::new(),
-                configurations: Configurations::new(configuration.clone()),
-                remembers: true,
-            };
-            Paxos::new(settings, restored, Nanos(0))
-        });
-        let cores: Vec<_> = cores.collect();
+        let cores = quorate_tests::three_cores!(quorate_consensus);
         let mut pump =
             Self { persisted: vec![0; 3], cores, now: Nanos(0), accept: Accept::default() };
         for _ in 0..10_000 {

@@ -4,19 +4,18 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, NodeId, RoleName, Slot};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
+use quorate_consensus::{NodeId, RoleName, Slot};
+use quorate_pmem_log::{MediumKind, open_medium};
 use quorate_replica::{
     CheckpointView, Consistency, Context, Failure, Handle, Node, NodeOptions, Notification, Reason,
     Runner, StateMachine,
 };
-use quorate_transport::Transport;
+use quorate_rig::{Start, until};
 use quorate_transport::memory::MemoryNetwork;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Appends each command to a list; a query gives the list.
 #[derive(Default)]
@@ -71,14 +70,6 @@ impl StateMachine for Old {
     }
 }
 
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-fn members() -> Vec<NodeId> {
-    (1..=3).map(NodeId).collect()
-}
-
 struct Cluster {
     network: MemoryNetwork,
     home: tempfile::TempDir,
@@ -96,43 +87,26 @@ impl Cluster {
     }
 
     fn start(&self, node: u16) -> Runner {
-        self.start_with(node, Box::new(Appender::default()))
+        self.start_with(node, Appender::default())
     }
 
-    fn start_with(&self, node: u16, machine: Box<dyn StateMachine>) -> Runner {
+    fn start_with(&self, node: u16, machine: impl StateMachine + 'static) -> Runner {
         Runner::start(self.node(node, machine), Duration::ZERO).unwrap()
     }
 
-    fn node(&self, node: u16, machine: Box<dyn StateMachine>) -> Node {
-        let peers: Vec<NodeId> = members().into_iter().filter(|peer| peer.0 != node).collect();
-        let transport = self.network.endpoint(NodeId(node), &peers);
-        let waker = transport.waker();
-        let options = LogOptions {
-            directory: self.directory(node),
-            medium: MediumKind::Emulated,
-            node: NodeId(node),
-            segment_bytes: 64 << 10,
-        };
-        let wake = Arc::new(move || waker.wake());
-        let (log, recovered) = Log::open(&options, Incarnation(random()), wake).unwrap();
-        let mut options = NodeOptions::new(NodeId(node), members(), random());
-        options.ring_bytes = 1 << 20;
+    fn node(&self, node: u16, machine: impl StateMachine + 'static) -> Node {
+        let mut start = Start::at_random(NodeId(node));
+        start.medium = open_medium(MediumKind::Emulated, &self.directory(node)).unwrap();
+        start.segment_bytes = 64 << 10;
+        let options = &mut start.options;
         options.command_bytes_max = 8 << 10;
         options.batch_bytes_max = 8 << 10;
         options.cache_bytes_max = 16 << 10;
         options.checkpoint_log_bytes = 0;
         options.log_tail_bytes = 0;
         options.checkpoint_bytes_per_second = 0;
-        (self.adjust)(&mut options);
-        Node::new(options, Box::new(transport), log, recovered, machine).unwrap()
-    }
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        std::thread::yield_now();
+        (self.adjust)(options);
+        start.node_in(&self.network, machine)
     }
 }
 
@@ -221,7 +195,7 @@ fn a_dead_replica_keeps_no_log_and_comes_back_by_a_checkpoint_in_process() {
         said.extend(std::iter::from_fn(|| told.try_recv().ok()));
         said.contains(&Notification::CheckpointTaken(taken.slot))
     });
-    let third = cluster.node(3, Box::new(Appender::default()));
+    let third = cluster.node(3, Appender::default());
     let handle = third.handle();
     let mut told = handle.subscribe();
     replicas[2] = Runner::start(third, Duration::ZERO).unwrap();
@@ -311,14 +285,14 @@ fn a_bad_checkpoint_falls_back_to_the_one_before_and_then_to_a_peer() {
 fn a_machine_without_checkpoints_works_as_before() {
     let cluster = Cluster::new(5, often);
     let mut replicas: Vec<_> =
-        (1..=3).map(|node| cluster.start_with(node, Box::new(Old::default()))).collect();
+        (1..=3).map(|node| cluster.start_with(node, Old::default())).collect();
     write(&replicas[0].handle(), 0, 250);
     let refused = replicas[0].handle().checkpoint().wait();
     assert_eq!(refused, Err(Failure::Rejected(Reason::NoCheckpoints)));
     let status = replicas[0].handle().status().checkpoints;
     assert!(!status.supported && status.log_first == Slot(1), "{status:?}");
     stop(&mut replicas[2]);
-    replicas[2] = cluster.start_with(3, Box::new(Old::default()));
+    replicas[2] = cluster.start_with(3, Old::default());
     assert_eq!(read(&replicas[2].handle()), expected(250));
 }
 

@@ -3,19 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, NodeId, RoleName, Slot};
-use quorate_pmem_log::{Boot, Log, LogOptions, MappedMedium, Medium, MediumKind, open_medium};
+use quorate_consensus::{NodeId, RoleName, Slot};
+use quorate_pmem_log::{Boot, MappedMedium, Medium, MediumKind, open_medium};
 use quorate_replica::{
-    Consistency, Context, Failure, Handle, MayLead, Node, NodeOptions, Notification, Reason,
-    Runner, StateMachine, StateReader,
+    Consistency, Context, Failure, Handle, MayLead, NodeOptions, Notification, Reason, Runner,
+    StateMachine, StateReader,
 };
-use quorate_transport::Transport;
+use quorate_rig::{Start, until};
 use quorate_transport::memory::MemoryNetwork;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Appends each command to a list; a query gives the list.
 #[derive(Default)]
@@ -47,15 +46,6 @@ impl StateMachine for Appender {
     }
 }
 
-/// Sessions of two lives of a replica must differ, as in production.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-fn members() -> Vec<NodeId> {
-    (1..=3).map(NodeId).collect()
-}
-
 fn start(network: &MemoryNetwork, node: u16, medium: MediumKind, directory: &Path) -> Runner {
     start_on(network, node, open_medium(medium, &directory.join(node.to_string())).unwrap())
 }
@@ -74,33 +64,11 @@ fn start_with(
     medium: Arc<dyn Medium>,
     set: impl FnOnce(&mut NodeOptions),
 ) -> Runner {
-    let peers: Vec<NodeId> = members().into_iter().filter(|peer| peer.0 != node).collect();
-    let transport = network.endpoint(NodeId(node), &peers);
-    let waker = transport.waker();
-    let options = LogOptions {
-        directory: PathBuf::new(),
-        medium: medium.profile().kind,
-        node: NodeId(node),
-        segment_bytes: 16 << 20,
-    };
-    let incarnation = Incarnation(random());
-    let wake = Arc::new(move || waker.wake());
-    let (log, recovered) = Log::open_on(medium, &options, incarnation, wake).unwrap();
-    let mut options = NodeOptions::new(NodeId(node), members(), random());
-    options.ring_bytes = 1 << 20;
-    options.command_bytes_max = 512 << 10;
-    set(&mut options);
-    let machine = Box::new(Appender::default());
-    let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
+    let mut start = Start::at_random(NodeId(node));
+    start.medium = medium;
+    set(&mut start.options);
+    let node = start.node_in(network, Appender::default());
     Runner::start(node, Duration::ZERO).unwrap()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        std::thread::yield_now();
-    }
 }
 
 fn leader(replicas: &[Runner]) -> Option<usize> {
@@ -299,21 +267,7 @@ fn a_replica_that_lost_its_memory_follows_and_does_not_vote() {
     let follower = (leader(&replicas).unwrap() + 1) % 3;
     let node = replicas[follower].handle().status().node;
     replicas[follower].stop();
-    let peers: Vec<NodeId> = members().into_iter().filter(|peer| *peer != node).collect();
-    let transport = network.endpoint(node, &peers);
-    let options = LogOptions {
-        directory: "".into(),
-        medium: MediumKind::Memory,
-        node,
-        segment_bytes: 1 << 20,
-    };
-    let (log, recovered) = Log::open(&options, Incarnation(77), Arc::new(|| {})).unwrap();
-    let mut options = NodeOptions::new(node, members(), random());
-    options.ring_bytes = 1 << 20;
-    options.command_bytes_max = 512 << 10;
-    let machine = Box::new(Appender::default());
-    let again = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
-    replicas[follower] = Runner::start(again, Duration::ZERO).unwrap();
+    replicas[follower] = start(&network, node.0, MediumKind::Memory, directory.path());
     let handle = replicas[follower].handle();
     assert_eq!(read(&handle), "before ");
     until("the status tells", || handle.status().role == RoleName::Learner);

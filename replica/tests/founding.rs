@@ -5,10 +5,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use bytes::BytesMut;
-use quorate_consensus::{Incarnation, Nanos, NodeId};
-use quorate_pmem_log::{Area, Log, LogOptions, MappedMedium, Medium, MediumKind, Profile};
-use quorate_replica::{Clock, Context, Node, NodeOptions, StateMachine};
+use quorate_consensus::Nanos;
+use quorate_pmem_log::{Area, MappedMedium, Medium, Profile};
+use quorate_replica::Node;
+use quorate_rig::machines::Nothing;
+use quorate_rig::{Driven, Start, Turns, members};
 use quorate_transport::memory::MemoryNetwork;
 use std::io;
 use std::path::PathBuf;
@@ -17,13 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Founding needs a few of them.
 const MANY_TURNS: usize = 20_000;
-
-struct Nothing;
-
-impl StateMachine for Nothing {
-    fn apply(&mut self, _: &Context, _: &[u8], _: &mut BytesMut) {}
-    fn query(&self, _: &Context, _: &[u8], _: &mut BytesMut) {}
-}
 
 /// Memory whose superblock can be told not to become durable.
 #[derive(Debug)]
@@ -106,8 +100,13 @@ impl Area for Superblock {
 struct Scene {
     network: MemoryNetwork,
     disks: [Arc<Disk>; 3],
-    nodes: Vec<Option<Node>>,
-    now: Nanos,
+    driven: Driven,
+}
+
+impl Turns for Scene {
+    fn turn(&mut self) {
+        self.driven.turn();
+    }
 }
 
 impl Scene {
@@ -115,60 +114,31 @@ impl Scene {
     fn fresh(broken: usize) -> Self {
         let network = MemoryNetwork::new(7);
         let disks = [Disk::new(), Disk::new(), Disk::new()];
-        let nodes = vec![None, None, None];
-        let mut scene = Self { network, disks, nodes, now: Nanos(0) };
-        for index in 0..3 {
-            scene.start(index);
-        }
+        let mut scene = Self { network, disks, driven: Driven::new([], Nanos(100_000)) };
+        scene.driven.nodes = (0..3).map(|index| Some(scene.start(index))).collect();
         scene.disks[broken].fails.store(true, Ordering::Relaxed);
         scene
     }
 
-    fn start(&mut self, index: usize) {
-        let members: Vec<NodeId> = (1..=3).map(NodeId).collect();
-        let node = members[index];
-        let options = LogOptions {
-            directory: "".into(),
-            medium: MediumKind::Memory,
-            node,
-            segment_bytes: 16 << 20,
-        };
-        let medium = Arc::clone(&self.disks[index]) as Arc<dyn Medium>;
-        let incarnation = Incarnation(100 + u64::from(node.0));
-        let (log, recovered) =
-            Log::open_on(medium, &options, incarnation, Arc::new(|| {})).unwrap();
-        let mut options = NodeOptions::new(node, members.clone(), u64::from(node.0));
-        options.ring_bytes = 1 << 20;
-        options.command_bytes_max = 512 << 10;
-        let peers: Vec<NodeId> = members.into_iter().filter(|peer| *peer != node).collect();
-        let transport = Box::new(self.network.endpoint(node, &peers));
-        let node = Node::new(options, transport, log, recovered, Box::new(Nothing)).unwrap();
-        self.nodes[index] = Some(node);
+    fn start(&self, index: usize) -> Node {
+        let mut start = Start::of(members()[index]);
+        start.medium = Arc::clone(&self.disks[index]) as Arc<dyn Medium>;
+        start.node_in(&self.network, Nothing)
     }
 
-    fn turn(&mut self) {
-        self.now = self.now + Nanos(100_000);
-        for node in self.nodes.iter_mut().flatten() {
-            node.step(Clock { now: self.now, wall_ms: 1 });
-        }
+    /// It is started again, on a disk that works.
+    fn start_again(&mut self, index: usize) {
+        self.driven.nodes[index] = None;
+        self.disks[index].fails.store(false, Ordering::Relaxed);
+        self.driven.nodes[index] = Some(self.start(index));
     }
 
     fn node(&self, index: usize) -> &Node {
-        self.nodes[index].as_ref().unwrap()
+        self.driven.node(index)
     }
 
     fn takes_part(&self, index: usize) -> bool {
         self.node(index).core().is_some()
-    }
-
-    fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
-        for _ in 0..MANY_TURNS {
-            if holds(self) {
-                return;
-            }
-            self.turn();
-        }
-        panic!("not within {MANY_TURNS} turns: {what}");
     }
 }
 
@@ -186,10 +156,8 @@ fn a_document_that_its_writer_does_not_hold_durably_founds_nothing() {
     let trouble = scene.node(0).status().trouble;
     assert!(trouble.contains("does not become durable"), "{trouble}");
     // With a disk that works again it founds the cluster.
-    scene.nodes[0] = None;
-    scene.disks[0].fails.store(false, Ordering::Relaxed);
-    scene.start(0);
-    scene.until("all take part", |scene| (0..3).all(|index| scene.takes_part(index)));
+    scene.start_again(0);
+    scene.within(MANY_TURNS, "all take part", |scene| (0..3).all(|index| scene.takes_part(index)));
     let clusters: Vec<_> = (0..3).map(|index| scene.node(index).status().cluster).collect();
     assert!(clusters[0].is_some() && clusters.iter().all(|it| *it == clusters[0]), "{clusters:?}");
 }
@@ -198,7 +166,7 @@ fn a_document_that_its_writer_does_not_hold_durably_founds_nothing() {
 #[test]
 fn a_member_that_does_not_hold_the_document_durably_does_not_take_part() {
     let mut scene = Scene::fresh(2);
-    scene.until("the two others elect", |scene| {
+    scene.within(MANY_TURNS, "the two others elect", |scene| {
         (0..2).any(|index| scene.node(index).status().leader.is_some())
     });
     for _ in 0..MANY_TURNS {
@@ -207,9 +175,7 @@ fn a_member_that_does_not_hold_the_document_durably_does_not_take_part() {
     }
     let trouble = scene.node(2).status().trouble;
     assert!(trouble.contains("does not become durable"), "{trouble}");
-    scene.nodes[2] = None;
-    scene.disks[2].fails.store(false, Ordering::Relaxed);
-    scene.start(2);
-    scene.until("it takes part", |scene| scene.takes_part(2));
+    scene.start_again(2);
+    scene.within(MANY_TURNS, "it takes part", |scene| scene.takes_part(2));
     assert_eq!(scene.node(2).status().cluster, scene.node(0).status().cluster);
 }

@@ -2,78 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use bytes::BytesMut;
-use quorate_consensus::{Incarnation, NodeId, RoleName};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{
-    Consistency, Context, Failure, Handle, HostRunner, Node, NodeOptions, StateMachine,
-};
-use quorate_transport::Transport;
+use quorate_consensus::{NodeId, RoleName};
+use quorate_replica::{Consistency, Failure, Handle, HostRunner};
+use quorate_rig::machines::Counter;
+use quorate_rig::{Start, hosts, until};
 use quorate_transport::memory::MemoryNetwork;
-use quorate_transport::shards::{ShardId, Trunk};
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Counts; at `bang` it panics.
-#[derive(Default)]
-struct Counter(u64);
-
-impl StateMachine for Counter {
-    fn apply(&mut self, _: &Context, command: &[u8], reply: &mut BytesMut) {
-        assert_ne!(command, b"bang", "a state machine with a defect");
-        self.0 += 1;
-        reply.extend_from_slice(self.0.to_string().as_bytes());
-    }
-
-    fn query(&self, _: &Context, _: &[u8], reply: &mut BytesMut) {
-        reply.extend_from_slice(self.0.to_string().as_bytes());
-    }
-}
-
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-fn members() -> Vec<NodeId> {
-    (1..=3).map(NodeId).collect()
-}
-
-fn hosts(network: &MemoryNetwork) -> Vec<HostRunner> {
-    let host = |node: NodeId| {
-        let peers: Vec<NodeId> = members().into_iter().filter(|peer| *peer != node).collect();
-        let trunk = Trunk::new(Box::new(network.endpoint(node, &peers)), random());
-        HostRunner::start(trunk, Duration::ZERO).unwrap()
-    };
-    members().into_iter().map(host).collect()
-}
+use quorate_transport::shards::ShardId;
 
 fn run(host: &HostRunner, node: u16, shard: u16) -> Handle {
+    let mut start = Start::at_random(NodeId(node));
+    start.segment_bytes = 1 << 20;
+    start.options.command_bytes_max = 16 << 10;
+    start.options.ring_bytes = 64 << 10;
     let transport = host.open(ShardId(shard)).unwrap();
-    let waker = transport.waker();
-    let options = LogOptions {
-        directory: PathBuf::new(),
-        medium: MediumKind::Memory,
-        node: NodeId(node),
-        segment_bytes: 1 << 20,
-    };
-    let wake = Arc::new(move || waker.wake());
-    let (log, recovered) = Log::open(&options, Incarnation(random()), wake).unwrap();
-    let mut options = NodeOptions::new(NodeId(node), members(), random());
-    options.command_bytes_max = 16 << 10;
-    options.ring_bytes = 64 << 10;
-    let machine = Box::<Counter>::default();
-    let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
-    host.run(ShardId(shard), node)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 30 s: {what}");
-        std::thread::yield_now();
-    }
+    host.run(ShardId(shard), start.node(transport, Counter::default()))
 }
 
 #[test]

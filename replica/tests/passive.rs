@@ -3,106 +3,58 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use bytes::BytesMut;
 use quorate_consensus::{Incarnation, Nanos, NodeId, Slot};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{Clock, Context, Node, NodeError, NodeOptions, StateMachine};
-use quorate_transport::Transport;
+use quorate_pmem_log::{MediumKind, open_medium};
+use quorate_replica::NodeError;
+use quorate_rig::machines::Story;
+use quorate_rig::{Driven, Start, Turns, peers_of};
 use quorate_transport::memory::{Landing, MemoryNetwork};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-
-/// Keeps what it was told to do.
-#[derive(Clone, Default)]
-struct Story(Arc<Mutex<Vec<Vec<u8>>>>);
-
-impl StateMachine for Story {
-    fn apply(&mut self, _: &Context, command: &[u8], _: &mut BytesMut) {
-        self.0.lock().unwrap().push(command.to_vec());
-    }
-
-    fn query(&self, _: &Context, _: &[u8], _: &mut BytesMut) {}
-}
 
 struct Three {
     network: MemoryNetwork,
-    nodes: Vec<Node>,
+    driven: Driven,
     stories: Vec<Story>,
-    now: Nanos,
+}
+
+impl Turns for Three {
+    fn turn(&mut self) {
+        self.driven.turn();
+    }
 }
 
 fn id(at: usize) -> NodeId {
     NodeId(at as u16 + 1)
 }
 
-fn start(
-    network: &MemoryNetwork,
-    at: usize,
-    medium: MediumKind,
-    directory: &Path,
-    life: u64,
-) -> Result<(Node, Story), NodeError> {
-    let members: Vec<NodeId> = (0..3).map(id).collect();
-    let others: Vec<NodeId> = members.iter().copied().filter(|node| *node != id(at)).collect();
-    let transport = network.endpoint(id(at), &others);
-    let waker = transport.waker();
-    let log =
-        LogOptions { directory: directory.into(), medium, node: id(at), segment_bytes: 16 << 20 };
-    let wake = Arc::new(move || waker.wake());
-    let (log, recovered) = Log::open(&log, Incarnation(life * 10 + at as u64), wake).unwrap();
-    let mut options = NodeOptions::new(id(at), members, at as u64 + 1);
-    options.command_bytes_max = 512 << 10;
-    options.passive = true;
-    let story = Story::default();
-    let machine = Box::new(story.clone());
-    Ok((Node::new(options, Box::new(transport), log, recovered, machine)?, story))
+fn passive(at: usize) -> Start {
+    let mut start = Start::of(id(at));
+    start.options.passive = true;
+    start
 }
 
 impl Three {
     fn new(seed: u64) -> Self {
         let network = MemoryNetwork::new(seed);
-        let nowhere = Path::new("");
-        let started: Vec<(Node, Story)> =
-            (0..3).map(|at| start(&network, at, MediumKind::Memory, nowhere, 1).unwrap()).collect();
-        let (nodes, stories) = started.into_iter().unzip();
-        Self { network, nodes, stories, now: Nanos(0) }
-    }
-
-    /// Turns of a millisecond, until it holds; at most so many.
-    fn until(&mut self, turns: u64, holds: impl Fn(&Self) -> bool) -> bool {
-        for _ in 0..turns {
-            if holds(self) {
-                return true;
-            }
-            self.now = self.now + Nanos::MILLISECOND;
-            let clock = Clock { now: self.now, wall_ms: self.now.0 / 1_000_000 };
-            for node in &mut self.nodes {
-                node.step(clock);
-            }
-        }
-        holds(self)
-    }
-
-    fn leader_of(&self, these: &[usize]) -> Option<usize> {
-        let leads = |at: &&usize| self.nodes[**at].core().is_some_and(|core| core.role_is_leader());
-        these.iter().find(leads).copied()
+        let stories: Vec<Story> = (0..3).map(|_| Story::default()).collect();
+        let node = |at: usize| passive(at).node_in(&network, stories[at].clone());
+        let driven = Driven::new((0..3).map(node), Nanos::MILLISECOND);
+        Self { network, driven, stories }
     }
 
     /// A leader whose every command the others have applied.
     fn settled(&mut self) -> usize {
-        assert!(self.until(5_000, |three| three.leader_of(&[0, 1, 2]).is_some()), "no leader");
-        let leader = self.leader_of(&[0, 1, 2]).unwrap();
-        let handle = self.nodes[leader].handle();
-        let done = handle.propose(b"first");
-        let applied =
-            |three: &Self| three.stories.iter().all(|story| story.0.lock().unwrap().len() == 1);
-        assert!(self.until(2_000, applied), "the first command is not applied everywhere");
+        self.within(5_000, "a leader", |three| three.driven.leader().is_some());
+        let leader = self.driven.leader().unwrap();
+        let done = self.driven.node(leader).handle().propose(b"first");
+        self.within(2_000, "the first command is applied everywhere", |three| {
+            three.stories.iter().all(|story| story.told().len() == 1)
+        });
         done.wait().unwrap();
         leader
     }
 
     fn commit(&self, at: usize) -> Slot {
-        self.nodes[at].core().unwrap().commit_slot()
+        self.driven.core(at).commit_slot()
     }
 }
 
@@ -122,28 +74,26 @@ fn chosen_unseen(seed: u64, then: impl Fn(&mut Three, usize, usize)) {
     let leader = three.settled();
     let others: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
     let (follower, third) = (others[0], others[1]);
-    let told = |three: &Three| {
-        let peers = three.nodes[leader].handle().status().peers;
+    three.within(1_000, "status says whose votes are completed writes", |three| {
+        let peers = three.driven.node(leader).handle().status().peers;
         peers.iter().filter(|peer| peer.passive).count() == 2
-    };
-    assert!(three.until(1_000, told), "status says whose votes are completed writes");
+    });
     three.network.cut(id(leader), id(third));
-    three.until(20, |_| false);
+    three.turns(20);
     three.network.set_landing(id(follower), LATE);
     let before = three.commit(leader);
-    let done = three.nodes[leader].handle().propose(b"unseen");
-    let chosen = three.until(20, |three| three.commit(leader) > before);
-    assert!(chosen, "a completed write is a vote");
+    let done = three.driven.node(leader).handle().propose(b"unseen");
+    three.within(20, "a completed write is a vote", |three| three.commit(leader) > before);
     done.wait().unwrap();
-    let seen = three.nodes[follower].core().unwrap().last_slot();
+    let seen = three.driven.core(follower).last_slot();
     assert!(seen <= before, "the follower has seen nothing of it");
     then(&mut three, leader, follower);
-    assert!(three.until(10_000, |three| three.leader_of(&others).is_some()), "no other leader");
-    let has =
-        |three: &Three| others.iter().all(|at| three.stories[*at].0.lock().unwrap().len() == 2);
-    assert!(three.until(5_000, has), "what was acknowledged is lost");
+    three.within(10_000, "another leader", |three| three.driven.leader_among(&others).is_some());
+    three.within(5_000, "what was acknowledged is there", |three| {
+        others.iter().all(|at| three.stories[*at].told().len() == 2)
+    });
     for at in others {
-        assert_eq!(three.stories[at].0.lock().unwrap()[1], b"unseen");
+        assert_eq!(three.stories[at].told()[1], b"unseen");
     }
 }
 
@@ -176,7 +126,10 @@ fn a_passive_follower_has_its_log_in_memory() {
         let network = MemoryNetwork::new(1);
         let path = directory.path().join(format!("{medium:?}"));
         std::fs::create_dir(&path).unwrap();
-        let refused = start(&network, 0, medium, &path, 1).err();
+        let mut start = passive(0);
+        start.medium = open_medium(medium, &path).unwrap();
+        let transport = Box::new(network.endpoint(id(0), &peers_of(id(0))));
+        let refused = start.try_node(transport, Story::default()).err();
         let Some(NodeError::Options(why)) = refused else { panic!("{medium:?}: {refused:?}") };
         assert!(why.contains("memory"), "{why}");
     }
@@ -188,13 +141,12 @@ fn a_passive_follower_that_restarts_does_not_vote() {
     let mut three = Three::new(3);
     let leader = three.settled();
     let follower = (0..3).find(|at| *at != leader).unwrap();
-    assert!(three.nodes[follower].core().unwrap().votes());
-    three.nodes.remove(follower);
-    let (node, story) =
-        start(&three.network, follower, MediumKind::Memory, Path::new(""), 2).unwrap();
-    three.nodes.insert(follower, node);
-    three.stories[follower] = story;
-    let back = |three: &Three| three.stories[follower].0.lock().unwrap().len() == 1;
-    assert!(three.until(5_000, back), "it learns");
-    assert!(!three.nodes[follower].core().unwrap().votes(), "another incarnation has no vote");
+    assert!(three.driven.core(follower).votes());
+    three.driven.nodes[follower] = None;
+    let mut again = passive(follower);
+    again.incarnation = Incarnation(again.incarnation.0 + 100);
+    let story = Story::default();
+    three.driven.nodes[follower] = Some(again.node_in(&three.network, story.clone()));
+    three.within(5_000, "it learns", |_| story.told().len() == 1);
+    assert!(!three.driven.core(follower).votes(), "another incarnation has no vote");
 }

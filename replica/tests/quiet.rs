@@ -3,61 +3,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use bytes::BytesMut;
-use quorate_consensus::{Incarnation, NodeId};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{Consistency, Context, Handle, HostRunner, Node, NodeOptions, StateMachine};
-use quorate_transport::Transport;
+use quorate_consensus::NodeId;
+use quorate_replica::{Consistency, Handle, HostRunner};
+use quorate_rig::machines::Counter;
+use quorate_rig::{Start, hosts};
 use quorate_transport::memory::MemoryNetwork;
-use quorate_transport::shards::{ShardId, Trunk};
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
-use std::sync::Arc;
+use quorate_transport::shards::ShardId;
 use std::time::{Duration, Instant};
 
 /// On each of three processes, which are all in this one.
 const SHARDS: u16 = 200;
 
-#[derive(Default)]
-struct Counter(u64);
-
-impl StateMachine for Counter {
-    fn apply(&mut self, _: &Context, _: &[u8], reply: &mut BytesMut) {
-        self.0 += 1;
-        reply.extend_from_slice(self.0.to_string().as_bytes());
-    }
-
-    fn query(&self, _: &Context, _: &[u8], reply: &mut BytesMut) {
-        reply.extend_from_slice(self.0.to_string().as_bytes());
-    }
-}
-
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-fn members() -> Vec<NodeId> {
-    (1..=3).map(NodeId).collect()
-}
-
 fn run(host: &HostRunner, node: u16, shard: u16) -> Handle {
+    let mut start = Start::at_random(NodeId(node));
+    start.segment_bytes = 64 << 10;
+    start.options.command_bytes_max = 4 << 10;
+    start.options.ring_bytes = 16 << 10;
+    start.options.quiet_after = 4;
     let transport = host.open(ShardId(shard)).unwrap();
-    let waker = transport.waker();
-    let options = LogOptions {
-        directory: PathBuf::new(),
-        medium: MediumKind::Memory,
-        node: NodeId(node),
-        segment_bytes: 64 << 10,
-    };
-    let wake = Arc::new(move || waker.wake());
-    let (log, recovered) = Log::open(&options, Incarnation(random()), wake).unwrap();
-    let mut options = NodeOptions::new(NodeId(node), members(), random());
-    options.command_bytes_max = 4 << 10;
-    options.ring_bytes = 16 << 10;
-    options.quiet_after = 4;
-    let machine = Box::<Counter>::default();
-    let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
-    host.run(ShardId(shard), node)
+    host.run(ShardId(shard), start.node(transport, Counter::default()))
 }
 
 /// Ticks of a hundredth of a second that this process has had.
@@ -78,14 +42,7 @@ fn ticks_in_a_second() -> u64 {
 #[test]
 fn idle_shards_cost_no_processor_time_and_outlive_their_leaders() {
     let network = MemoryNetwork::new(31);
-    let mut hosts: Vec<HostRunner> = members()
-        .into_iter()
-        .map(|node| {
-            let peers: Vec<NodeId> = members().into_iter().filter(|peer| *peer != node).collect();
-            let trunk = Trunk::new(Box::new(network.endpoint(node, &peers)), random());
-            HostRunner::start(trunk, Duration::ZERO).unwrap()
-        })
-        .collect();
+    let mut hosts = hosts(&network);
     let handles: Vec<Vec<Handle>> = (0..SHARDS)
         .map(|shard| hosts.iter().zip(1..).map(|(host, node)| run(host, node, shard)).collect())
         .collect();

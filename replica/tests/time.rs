@@ -3,10 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::BytesMut;
-use quorate_consensus::{Incarnation, Nanos, NodeId};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{Clock, Context, Handle, Node, NodeOptions, StateMachine};
-use quorate_transport::Transport;
+use quorate_consensus::{Nanos, NodeId};
+use quorate_replica::{Clock, Context, Handle, Node, StateMachine};
+use quorate_rig::Start;
 use quorate_transport::memory::MemoryNetwork;
 use std::sync::{Arc, Mutex};
 
@@ -43,21 +42,10 @@ struct Stepped {
 
 impl Stepped {
     fn start(machine: Stamps) -> Self {
-        let network = MemoryNetwork::new(1);
-        let transport = network.endpoint(NodeId(1), &[]);
-        let waker = transport.waker();
-        let options = LogOptions {
-            directory: std::path::PathBuf::new(),
-            medium: MediumKind::Memory,
-            node: NodeId(1),
-            segment_bytes: 16 << 20,
-        };
-        let wake = Arc::new(move || waker.wake());
-        let (log, recovered) = Log::open(&options, Incarnation(7), wake).unwrap();
-        let mut options = NodeOptions::new(NodeId(1), vec![NodeId(1)], 3);
-        options.command_bytes_max = 512 << 10;
-        let node = Node::new(options, Box::new(transport), log, recovered, Box::new(machine));
-        Self { node: node.unwrap(), now: Nanos(0) }
+        let mut start = Start::of(NodeId(1));
+        start.options.members = vec![NodeId(1)];
+        let transport = MemoryNetwork::new(1).endpoint(NodeId(1), &[]);
+        Self { node: start.node(transport, machine), now: Nanos(0) }
     }
 
     /// So many turns of a millisecond, while the wall clock shows `wall_ms`.

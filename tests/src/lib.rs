@@ -1,6 +1,7 @@
 //! Cross-crate tests: protocol scenarios, random walks.
 #![forbid(unsafe_code)]
 
+mod cores;
 pub mod passive;
 pub mod script;
 

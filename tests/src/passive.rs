@@ -3,8 +3,7 @@
 
 use bytes::Bytes;
 use quorate_consensus::{
-    Accept, Ballot, Configuration, Configurations, Incarnation, Member, Message, Nanos, NodeId,
-    Paxos, PersistNumber, Restored, RowFlags, Settings, Slot, Value, ValueKind,
+    Accept, Ballot, Message, Nanos, NodeId, Paxos, PersistNumber, RowFlags, Slot, Value, ValueKind,
 };
 use std::collections::BTreeMap;
 
@@ -31,23 +30,8 @@ fn value(text: &'static str) -> Value {
 impl Three {
     fn new() -> Self {
         crate::plant();
-        let member = |node| Member { node: NodeId(node), incarnation: Incarnation(node.into()) };
-        let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
-        let start = |node: u16| {
-            let settings = Settings::new(NodeId(node), Incarnation(node.into()));
-            let restored = Restored {
-                promised: Ballot::ZERO,
-                commit_slot: Slot::ZERO,
-                log_first: Slot(1),
-                accepted: Vec::new(),
-                configurations: Configurations::new(founding.clone()),
-                remembers: true,
-            };
-            Paxos::new(settings, restored, Nanos(0))
-        };
-        let cores = (1..=3).map(start).collect();
         let mut three = Self {
-            cores,
+            cores: crate::three_cores!(quorate_consensus),
             emitted: [0; 3],
             now: Nanos(0),
             under_way: Vec::new(),

@@ -6,26 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::{Bytes, BytesMut};
+use quorate_consensus::Nanos;
 use quorate_consensus::batch::put_item;
-use quorate_consensus::{Incarnation, Nanos, NodeId};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{Clock, Context, Node, NodeOptions, Pending, StateMachine};
+use quorate_pmem_log::{MediumKind, open_medium};
+use quorate_replica::Pending;
+use quorate_rig::machines::Counter;
+use quorate_rig::{Driven, Start, Turns, members};
 use quorate_transport::memory::MemoryNetwork;
-use std::sync::Arc;
-
-/// Counts, and answers with eight bytes.
-struct Counter(u64);
-
-impl StateMachine for Counter {
-    fn apply(&mut self, _: &Context, _command: &[u8], reply: &mut BytesMut) {
-        self.0 += 1;
-        reply.extend_from_slice(&self.0.to_le_bytes());
-    }
-
-    fn query(&self, _: &Context, _: &[u8], reply: &mut BytesMut) {
-        reply.extend_from_slice(&self.0.to_le_bytes());
-    }
-}
 
 /// Commands that are submitted together.
 const SMALL: usize = 64;
@@ -33,55 +20,23 @@ const LARGE: usize = 1024;
 const ROUNDS: usize = 100;
 
 struct Cluster {
-    nodes: Vec<Node>,
-    now: Nanos,
+    driven: Driven,
 }
 
 impl Cluster {
     fn start(medium: MediumKind, directory: &std::path::Path) -> Self {
         let network = MemoryNetwork::new(7);
-        let members: Vec<NodeId> = (1..=3).map(NodeId).collect();
-        let nodes = members.iter().map(|&node| {
-            let peers: Vec<_> = members.iter().copied().filter(|peer| *peer != node).collect();
-            let options = LogOptions {
-                directory: directory.join(node.to_string()),
-                medium,
-                node,
-                segment_bytes: 64 << 20,
-            };
-            let incarnation = Incarnation(u64::from(node.0) + 100);
-            let (log, recovered) = Log::open(&options, incarnation, Arc::new(|| {})).unwrap();
-            let mut options = NodeOptions::new(node, members.clone(), u64::from(node.0) * 77);
-            options.ring_bytes = 4 << 20;
-            options.command_bytes_max = 1 << 20;
-            let transport = Box::new(network.endpoint(node, &peers));
-            Node::new(options, transport, log, recovered, Box::new(Counter(0))).unwrap()
+        let nodes = members().into_iter().map(|node| {
+            let mut start = Start::of(node);
+            start.medium = open_medium(medium, &directory.join(node.to_string())).unwrap();
+            start.segment_bytes = 64 << 20;
+            start.options.ring_bytes = 4 << 20;
+            start.options.command_bytes_max = 1 << 20;
+            start.node_in(&network, Counter::default())
         });
-        let mut cluster = Self { nodes: nodes.collect(), now: Nanos(0) };
-        cluster.turn_until(|cluster| cluster.leader().is_some());
-        cluster
-    }
-
-    fn leader(&self) -> Option<usize> {
-        self.nodes.iter().position(|node| node.core().is_some_and(|core| core.role_is_leader()))
-    }
-
-    fn turn(&mut self) {
-        self.now = self.now + Nanos(10_000);
-        let clock = Clock { now: self.now, wall_ms: 1_000 + self.now.0 / 1_000_000 };
-        for node in &mut self.nodes {
-            node.step(clock);
-        }
-    }
-
-    fn turn_until(&mut self, mut done: impl FnMut(&Self) -> bool) {
-        for _ in 0..1_000_000 {
-            if done(self) {
-                return;
-            }
-            self.turn();
-        }
-        panic!("not done within ten simulated seconds");
+        let mut driven = Driven::new(nodes, Nanos(10_000));
+        driven.within(1_000_000, "a leader", |driven| driven.leader().is_some());
+        Self { driven }
     }
 
     /// Puts `count` requests of one 64-byte command each into the queue of a replica.
@@ -89,7 +44,7 @@ impl Cluster {
         let mut command = BytesMut::new();
         put_item(&mut command, &[7; 64]);
         let command: Bytes = command.freeze();
-        let handle = self.nodes[node].handle();
+        let handle = self.driven.node(node).handle();
         (0..count).map(|_| handle.propose_items(1, command.clone())).collect()
     }
 
@@ -98,18 +53,14 @@ impl Cluster {
     fn count_allocations(&mut self, node: usize, count: usize) -> u64 {
         let outcomes = self.submit(node, count);
         let applied = |cluster: &Self| {
-            let statuses = cluster.nodes.iter().map(|node| node.status().counters.commands_applied);
-            statuses.min().unwrap_or(0)
+            let count = |at| cluster.driven.node(at).status().counters.commands_applied;
+            (0..3).map(count).min().unwrap_or(0)
         };
         let goal = applied(self) + count as u64;
         let mut counted = 0;
         // The status clones histograms: it is looked at outside of what is counted.
         while applied(self) < goal {
-            let info = allocation_counter::measure(|| {
-                for _ in 0..20 {
-                    self.turn();
-                }
-            });
+            let info = allocation_counter::measure(|| self.driven.turns(20));
             counted += info.count_total;
         }
         drop(outcomes);
@@ -122,7 +73,7 @@ fn steady_state_allocates_nothing_per_command() {
     let directory = tempfile::tempdir().unwrap();
     for medium in [MediumKind::Memory, MediumKind::Emulated] {
         let mut cluster = Cluster::start(medium, &directory.path().join(medium.to_string()));
-        let leader = cluster.leader().unwrap();
+        let leader = cluster.driven.leader().unwrap();
         let follower = (leader + 1) % 3;
         for (whose, node) in [("the leader", leader), ("a follower", follower)] {
             // The first rounds let every buffer grow to its size.

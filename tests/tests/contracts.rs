@@ -17,27 +17,8 @@ use std::sync::Arc;
 /// Three replicas of the core `$core`, one of which leads, and so many commands that all accept.
 macro_rules! three_replicas {
     ($core:ident, $commands:expr) => {{
-        use $core::{
-            Accept, Configuration, Configurations, Incarnation, Member, Nanos, NodeId, Paxos,
-            PersistNumber, Restored, Settings, Slot, Value,
-        };
-        let member = |node| Member { node: NodeId(node), incarnation: Incarnation(node.into()) };
-        let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
-        let start = |node: u16| {
-            let mut settings = Settings::new(NodeId(node), Incarnation(node.into()));
-            settings.election_timeout_min = Nanos::from_millis(200 * u64::from(node));
-            settings.election_timeout_max = Nanos::from_millis(200 * u64::from(node) + 10);
-            let restored = Restored {
-                promised: Default::default(),
-                commit_slot: Slot::ZERO,
-                log_first: Slot(1),
-                accepted: Vec::new(),
-                configurations: Configurations::new(founding.clone()),
-                remembers: true,
-            };
-            Paxos::new(settings, restored, Nanos(0))
-        };
-        let mut cores: Vec<Paxos> = (1..=3).map(start).collect();
+        use $core::{Accept, Nanos, NodeId, PersistNumber, Value};
+        let mut cores = quorate_tests::three_cores!($core);
         let mut emitted = [0; 3];
         let mut left = $commands;
         for time in 0..2_000 {
@@ -205,6 +186,10 @@ fn value_of(ballot: Ballot, slot: u64) -> Value {
 }
 
 fn core(promised: Ballot, accepted: Vec<Entry>) -> Paxos {
+    core_with(Settings::new(NodeId(1), Incarnation(1)), promised, accepted)
+}
+
+fn core_with(settings: Settings, promised: Ballot, accepted: Vec<Entry>) -> Paxos {
     quorate_tests::plant();
     let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
     let restored = Restored {
@@ -215,7 +200,7 @@ fn core(promised: Ballot, accepted: Vec<Entry>) -> Paxos {
         configurations: Configurations::new(founding),
         remembers: true,
     };
-    Paxos::new(Settings::new(NodeId(1), Incarnation(1)), restored, Nanos(0))
+    Paxos::new(settings, restored, Nanos(0))
 }
 
 /// What may come to an acceptor.
@@ -475,19 +460,9 @@ fn checkpoints(slots: &[u64]) {
 
 /// Replica 1 of three stands for election at 500 ms, and replica 2 promises, having accepted `runs`.
 fn candidate(lease: Nanos, runs: Vec<Run>) -> (Paxos, Ballot, Nanos) {
-    quorate_tests::plant();
-    let founding = Configuration::of_voters(1, (1..=3).map(member).collect());
-    let restored = Restored {
-        promised: Ballot::ZERO,
-        commit_slot: Slot::ZERO,
-        log_first: Slot(1),
-        accepted: Vec::new(),
-        configurations: Configurations::new(founding),
-        remembers: true,
-    };
     let mut settings = Settings::new(NodeId(1), Incarnation(1));
     settings.lease = lease;
-    let mut core = Paxos::new(settings, restored, Nanos(0));
+    let mut core = core_with(settings, Ballot::ZERO, Vec::new());
     let now = Nanos::from_millis(500);
     core.on_time(now);
     let mut ballot = Ballot::ZERO;

@@ -6,21 +6,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod fake_device;
+
 use bytes::{Bytes, BytesMut};
 use quorate_consensus::batch::put_item;
-use quorate_consensus::{Incarnation, Nanos, NodeId};
+use quorate_consensus::{Nanos, NodeId};
 use quorate_ffi::fake::Fabric;
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{Clock, Context, Node, NodeOptions, StateMachine};
+use quorate_replica::NodeOptions;
+use quorate_rig::machines::Counter;
+use quorate_rig::{Driven, Turns};
 use quorate_transport::{
     Event, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake,
 };
-use quorate_transport_rdma::{AdapterOptions, RdmaOptions, RdmaTransport, Statistics};
-use quorate_transport_tcp::TcpOptions;
+use quorate_transport_rdma::{RdmaTransport, Statistics};
 use std::cell::RefCell;
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What went through one transport.
 #[derive(Clone, Copy, Default, Debug)]
@@ -143,122 +144,55 @@ impl Transport for Counting {
     }
 }
 
-struct Echo;
-
-impl StateMachine for Echo {
-    fn apply(&mut self, _: &Context, command: &[u8], reply: &mut BytesMut) {
-        reply.extend_from_slice(&(command.len() as u64).to_le_bytes());
-    }
-
-    fn query(&self, _: &Context, _: &[u8], _: &mut BytesMut) {}
-}
-
 struct Cluster {
-    nodes: Vec<Node>,
+    driven: Driven,
     seen: Vec<Arc<Mutex<Seen>>>,
-    now: Nanos,
 }
 
 impl Cluster {
     fn start(fabric: &'static Fabric, passive: bool) -> Self {
-        let members: Vec<NodeId> = (1..=3).map(NodeId).collect();
-        // Held until all are known, so that no two are the same.
-        let held: Vec<TcpListener> =
-            members.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<_> = held.iter().map(|held| held.local_addr().unwrap()).collect();
-        drop(held);
-        let (mut nodes, mut seen) = (Vec::new(), Vec::new());
-        for (at, node) in members.iter().copied().enumerate() {
-            let peers = members.iter().zip(&addresses).filter(|(peer, _)| **peer != node);
-            let peers = peers.map(|(peer, address)| (*peer, address.to_string())).collect();
-            let tcp = TcpOptions { local: node, listen: addresses[at], peers, cluster: 0 };
-            let device = Some(fabric.name().to_owned());
-            let adapter = AdapterOptions { device, ..AdapterOptions::default() };
-            let options = RdmaOptions { tcp, adapter };
-            let below = RdmaTransport::bind(&Fabric::library(), options).unwrap();
+        let mut seen = Vec::new();
+        let set = |options: &mut NodeOptions| {
+            options.ring_bytes = RING_BYTES;
+            options.passive = passive;
+        };
+        let counting = |below| {
             let counts = Arc::new(Mutex::new(Seen::default()));
             seen.push(Arc::clone(&counts));
-            let transport = Box::new(Counting { below, seen: counts, copied_out: RefCell::new(0) });
-            let log = LogOptions {
-                directory: std::path::PathBuf::new(),
-                medium: MediumKind::Memory,
-                node,
-                segment_bytes: 16 << 20,
-            };
-            let incarnation = Incarnation(u64::from(node.0) + 100);
-            let (log, recovered) = Log::open(&log, incarnation, Arc::new(|| {})).unwrap();
-            let mut options = NodeOptions::new(node, members.clone(), u64::from(node.0) * 77);
-            options.ring_bytes = RING_BYTES;
-            options.command_bytes_max = 1 << 20;
-            options.passive = passive;
-            nodes.push(Node::new(options, transport, log, recovered, Box::new(Echo)).unwrap());
-        }
-        let mut cluster = Self { nodes, seen, now: Nanos(0) };
-        // Connections take real time, elections simulated time.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while cluster.leader().is_none() || !cluster.all_by_rdma() {
-            assert!(Instant::now() < deadline, "no leader, or no lanes by RDMA");
-            cluster.turn(Nanos(50_000));
-        }
-        cluster
-    }
-
-    fn leader(&self) -> Option<usize> {
-        self.nodes.iter().position(|node| node.core().is_some_and(|core| core.role_is_leader()))
-    }
-
-    fn all_by_rdma(&self) -> bool {
-        let by_rdma = |node: &Node| {
-            let status = node.status();
-            let mut peers = status.peers.iter();
-            status.peers.len() == 2
-                && peers.all(|peer| peer.link.data_up && peer.link.carrier == "rdma")
+            Counting { below, seen: counts, copied_out: RefCell::new(0) }
         };
-        self.nodes.iter().all(by_rdma)
-    }
-
-    fn turn(&mut self, step: Nanos) {
-        self.now = self.now + step;
-        let clock = Clock { now: self.now, wall_ms: 1_000 + self.now.0 / 1_000_000 };
-        for node in &mut self.nodes {
-            node.step(clock);
-        }
-    }
-
-    /// Of one replica alone.
-    fn turn_of(&mut self, at: usize, step: Nanos) {
-        self.now = self.now + step;
-        let clock = Clock { now: self.now, wall_ms: 1_000 + self.now.0 / 1_000_000 };
-        self.nodes[at].step(clock);
+        let driven = fake_device::three(fabric, set, counting, Counter::default);
+        Self { driven, seen }
     }
 
     fn applied(&self) -> u64 {
-        let applied =
-            self.nodes.iter().map(|node| node.core().map_or(0, |core| core.applied_slot().0));
+        let core = |at: usize| self.driven.node(at).core();
+        let applied = (0..3).map(|at| core(at).map_or(0, |core| core.applied_slot().0));
         applied.min().unwrap_or(0)
     }
 
     /// A batch of one command in each turn, as under load: the next record tells what is chosen. Time
     /// hardly moves, so that no heartbeat is due.
     fn commit(&mut self, leader: usize, command: &Bytes, batches: u64) {
-        let handle = self.nodes[leader].handle();
+        let handle = self.driven.node(leader).handle();
         let goal = self.applied() + batches;
+        self.driven.step = Nanos(100);
         let mut pending = Vec::new();
         for _ in 0..batches {
             pending.push(handle.propose_items(1, command.clone()));
-            self.turn(Nanos(100));
+            self.driven.turn();
         }
-        for turn in 0.. {
-            if self.applied() >= goal {
-                break;
-            }
-            assert!(turn < 10_000, "a command was not applied");
-            self.turn(Nanos(100));
-        }
+        self.within(10_000, "every command is applied", |cluster| cluster.applied() >= goal);
     }
 
     fn seen(&self) -> Vec<Seen> {
         self.seen.iter().map(|seen| *seen.lock().unwrap()).collect()
+    }
+}
+
+impl Turns for Cluster {
+    fn turn(&mut self) {
+        self.driven.turn();
     }
 }
 
@@ -276,37 +210,40 @@ fn a_batch_is_one_write_to_each_follower_and_one_row_back() {
 fn passive_followers_take_the_same_and_no_follower_has_to_move() {
     let fabric = Fabric::new(12);
     let (mut cluster, leader) = counted(fabric, true);
-    let commit = |cluster: &Cluster| cluster.nodes[leader].core().unwrap().commit_slot();
-    let last = |cluster: &Cluster| cluster.nodes[leader].core().unwrap().last_slot();
-    while commit(&cluster) < last(&cluster) || cluster.applied() < last(&cluster).0 {
-        cluster.turn(Nanos(50_000));
-    }
+    let commit = |cluster: &Cluster| cluster.driven.core(leader).commit_slot();
+    let last = |cluster: &Cluster| cluster.driven.core(leader).last_slot();
+    cluster.driven.step = Nanos(50_000);
+    cluster.until("all is chosen and applied", |cluster| {
+        commit(cluster) == last(cluster) && cluster.applied() == last(cluster).0
+    });
     // Nobody but the leader takes a turn from now on, and its commands are chosen.
     let before = commit(&cluster);
-    let handle = cluster.nodes[leader].handle();
+    let handle = cluster.driven.node(leader).handle();
     let mut command = BytesMut::new();
     put_item(&mut command, &[7; 64]);
     let command = command.freeze();
     let pending: Vec<_> = (0..10).map(|_| handle.propose_items(1, command.clone())).collect();
+    let followers: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+    cluster.driven.keep_still(&followers);
+    cluster.driven.step = Nanos(100);
     let mut turns = 0;
-    while commit(&cluster) == before {
-        assert!(turns < 100, "a completed write is no vote");
-        cluster.turn_of(leader, Nanos(100));
+    cluster.within(100, "a completed write is a vote", |cluster| {
         turns += 1;
-    }
-    println!("{} turns of the leader from proposal to choice", turns);
+        commit(cluster) > before
+    });
+    println!("{} turns of the leader from proposal to choice", turns - 1);
     drop(pending);
     // The others come to know of it.
+    cluster.driven.keep_still(&[]);
+    cluster.driven.step = Nanos(50_000);
     let goal = commit(&cluster).0;
-    while cluster.applied() < goal {
-        cluster.turn(Nanos(50_000));
-    }
+    cluster.until("the others know of it", |cluster| cluster.applied() >= goal);
 }
 
 /// Counts a load of two sizes.
 fn counted(fabric: &'static Fabric, passive: bool) -> (Cluster, usize) {
     let mut cluster = Cluster::start(fabric, passive);
-    let leader = cluster.leader().unwrap();
+    let leader = cluster.driven.leader().unwrap();
     for value_bytes in [64usize, 20_000] {
         let mut command = BytesMut::new();
         put_item(&mut command, &vec![7; value_bytes]);
@@ -364,7 +301,7 @@ fn counted(fabric: &'static Fabric, passive: bool) -> (Cluster, usize) {
         assert_eq!(device_after.writes - device_before.writes, total);
         assert_eq!(device_after.immediates, device_before.immediates);
         let counts =
-            cluster.nodes[leader].status().peers.iter().filter(|peer| peer.passive).count();
+            cluster.driven.node(leader).status().peers.iter().filter(|peer| peer.passive).count();
         assert_eq!(counts, if passive { 2 } else { 0 }, "whose completed writes are votes");
     }
     (cluster, leader)
