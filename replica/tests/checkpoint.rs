@@ -179,13 +179,14 @@ fn a_dead_replica_keeps_no_log_and_comes_back_by_a_checkpoint_in_process() {
     until("all have it", || replicas[2].handle().status().applied_slot >= Slot(50));
     stop(&mut replicas[2]);
     let mut written = 50;
-    until("both logs are trimmed", || {
+    // Where the processor is busy a checkpoint takes long, and more is written meanwhile: the next ones
+    // make up for it.
+    until("both logs are trimmed, and little of one is left", || {
         write(&replicas[0].handle(), written, written + 50);
         written += 50;
-        replicas[..2].iter().all(|replica| trimmed_beyond(replica, 200))
+        let left = replicas[0].handle().status().checkpoints.log_disk_bytes;
+        replicas[..2].iter().all(|replica| trimmed_beyond(replica, 200)) && left <= 8 * (64 << 10)
     });
-    let disk = replicas[0].handle().status().checkpoints.log_disk_bytes;
-    assert!(disk <= 8 * (64 << 10), "{disk} bytes of log are left");
     let mut told = replicas[0].handle().subscribe();
     write(&replicas[0].handle(), written, written + 1);
     written += 1;

@@ -1,7 +1,7 @@
 //! The fault catalogue: which rows a run injected, and where the code was seen to react.
 //!
-//! Numbers F01 to F118 are those of the project's reliability catalogue; the rows from W on are kinds
-//! of one-sided writes. A row that is *simulated* must be injected and observed over a run of many
+//! Numbers F01 to F118 are those of the project's reliability catalogue; the rows W are kinds of one-sided
+//! writes, the rows P faults of passive followers (decision 23). A row that is *simulated* must be injected and observed over a run of many
 //! seeds (`--covered`); of every other one it is said what holds it, or what it waits for.
 
 use Standing::{Elsewhere, Simulated};
@@ -139,7 +139,7 @@ rows! {
     F96 Simulated "a write of a dead lane lands later",
     F97 Simulated "a write is visible in part",
     F98 Elsewhere("RDMA") "relaxed ordering",
-    F99 Elsewhere("RDMA") "a request for permission fails",
+    F99 Elsewhere("`transport-rdma/src/tests/lives.rs::one_who_asks_for_what_was_revoked_in_this_life_is_refused`, `a_life_that_is_over_when_its_grant_is_given_leaves_none`") "a request for permission fails",
     F100 Elsewhere("RDMA") "two candidates fence each other",
     F101 Elsewhere("one-sided reads: there are none") "a torn one-sided read",
     F102 Elsewhere("one-sided atomics: there are none") "remote and local atomics",
@@ -148,7 +148,7 @@ rows! {
     F105 Elsewhere("RDMA") "lost events of a device",
     F106 Simulated "the writer of a ring starts over at its beginning",
     F107 Elsewhere("RDMA") "a lost or repeated handshake",
-    F108 Elsewhere("RDMA") "one path dies, the other lives",
+    F108 Elsewhere("`transport-rdma/src/tests/lanes.rs::cut_cables_mean_tcp_without_waiting_for_the_device_and_mended_ones_rdma_again`") "one path dies, the other lives",
     F109 Elsewhere("load tests") "more load than can be served",
     F110 Elsewhere("load tests") "a storm of retries",
     F111 Elsewhere("load tests") "no memory",
@@ -164,6 +164,22 @@ rows! {
     W64 Simulated "one-sided writes torn at cache lines",
     W1024 Simulated "one-sided writes torn at packets",
     WC Simulated "a write completes at its writer before it is visible",
+    P1 Elsewhere("`--mutants`: NoFence, FenceAfterReading; `transport-rdma/src/tests/deposed.rs`; `soft-roce/tests/machines/rdma.rs::deposed`") "a deposed leader writes on",
+    P2 Elsewhere("`tests/tests/passive.rs::a_completed_record_survives_a_change_of_leader`, `the_same_owner_is_fenced_too`; `--mutants`: NoFence") "a promise is asked for while the ring of the leader before is neither fenced nor read",
+    P3 Elsewhere("no start without a proof of the device's: `transport-rdma/src/tests/proof.rs`; that it is seen: `--mutants`: BrokenFence") "a fence does not hold: bytes land behind it",
+    P4 Elsewhere("`transport-rdma/src/tests/lives.rs::a_device_that_keeps_the_memory_gets_no_connection_any_more_and_says_why`, `a_queue_pair_that_stays_is_no_harm_while_the_memory_is_gone`") "a device does not take a grant back",
+    P5 Elsewhere("`transport-rdma/src/tests/lives.rs::a_replica_whose_device_ends_nothing_stops`") "a device takes neither the grant nor the queue pair back",
+    P6 Elsewhere("`--mutants`: LastingGrant; conformance, cases *for life*; `transport-rdma/src/tests/lives.rs::whatever_ends_a_life_the_grant_is_gone_before_that_is_told`") "a grant outlives the life of its lane",
+    P7 Elsewhere("`--mutants`: RenewGrant; `tests/tests/passive.rs::who_was_fenced_is_confirmed_in_another_life_only`; `transport-rdma/src/tests/lives.rs::what_was_revoked_is_not_granted_again_in_its_life`") "a ring is granted again in the life in which it was fenced",
+    P8 Elsewhere("`--passive` with F96; conformance: *nothing of another life comes in by it*; `transport-rdma/src/tests/lives.rs::the_key_of_an_old_life_opens_nothing_in_the_next`") "a write of an earlier life lands over an unread record of this one",
+    P9 Elsewhere("`--mutants`: RingUnreadAtEnd; `replica/tests/passive.rs::what_was_acknowledged_unseen_survives_the_end_of_its_lane`") "a life ends with counted records in its ring that nobody has read",
+    P10 Elsewhere("`replica/tests/passive.rs::what_was_acknowledged_unseen_survives_a_change_of_leader`; `--passive` with WC") "a write completed, and its follower has seen nothing of it when it promises another",
+    P11 Elsewhere("`--mutants`: CountUnconfirmed; `tests/tests/passive.rs::only_what_is_confirmed_counts`") "a leader counts what no row confirmed",
+    P12 Elsewhere("`tests/tests/passive.rs::only_what_is_confirmed_counts` (mistake CountOldCompletions, which no run of the simulator shows)") "a write is told of late, under an older ballot of the same leader",
+    P13 Elsewhere("`tests/tests/rdma_passive.rs::a_write_commits_while_both_followers_stand_still_and_outlives_its_leader`") "followers that stand still, and the leader with them after it counted their memory",
+    P14 Elsewhere("refused where more than memory is promised: `replica/tests/passive.rs::a_passive_follower_has_its_log_in_memory`, `quorate/tests/passive.rs`") "power fails, and what was voted for is in rings only",
+    P15 Elsewhere("`--passive` with F29; `replica/tests/passive.rs::a_passive_follower_that_restarts_does_not_vote`") "a passive follower restarts without its ring",
+    P16 Elsewhere("`transport-rdma/src/tests/lives.rs::over_tcp_there_is_none_and_by_verbs_again_there_is`") "a lane falls back to TCP, where no grant ends with a life",
 }
 
 /// Counts by row.

@@ -21,6 +21,7 @@ pub trait Turns {
     ///
     /// # Panics
     /// If it does not hold after `count` of them.
+    #[track_caller]
     fn within(&mut self, count: usize, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         for _ in 0..count {
             if holds(self) {
@@ -35,6 +36,7 @@ pub trait Turns {
     ///
     /// # Panics
     /// If it does not hold after [`PATIENCE`].
+    #[track_caller]
     fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self) {
