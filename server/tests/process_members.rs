@@ -14,8 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Watches a load: how long was it without an acknowledgement at the longest?
+/// Times without an acknowledgement that are told one by one.
+const LONG: Duration = Duration::from_millis(50);
+
+/// Watches a load from its beginning to its end: how long was it without an acknowledgement at the longest?
 struct Watch {
+    begun: Instant,
     stop: Arc<AtomicBool>,
     longest_us: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -26,6 +30,7 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let longest_us = Arc::new(AtomicU64::new(0));
         let (ends, longest) = (Arc::clone(&stop), Arc::clone(&longest_us));
+        let begun = Instant::now();
         let thread = std::thread::spawn(move || {
             let (mut count, mut since) = (acknowledged.load(Ordering::Relaxed), Instant::now());
             while !ends.load(Ordering::Relaxed) {
@@ -33,11 +38,18 @@ impl Watch {
                 let now = acknowledged.load(Ordering::Relaxed);
                 longest.fetch_max(since.elapsed().as_micros() as u64, Ordering::Relaxed);
                 if now != count {
+                    if since.elapsed() >= LONG {
+                        let at = since.duration_since(begun);
+                        println!(
+                            "{at:.3?} after the begin: {:?} without a commit",
+                            since.elapsed()
+                        );
+                    }
                     (count, since) = (now, Instant::now());
                 }
             }
         });
-        Self { stop, longest_us, thread: Some(thread) }
+        Self { begun, stop, longest_us, thread: Some(thread) }
     }
 
     /// The longest time since this was last asked.
@@ -91,7 +103,6 @@ impl Changes {
         arguments: &[&str],
         expected: &[u16],
     ) -> String {
-        self.watch.longest();
         let begun = Instant::now();
         // A state of gigabytes takes its time.
         let output = cluster.member(&[arguments, &["--timeout", "300"]].concat());
@@ -109,8 +120,23 @@ impl Changes {
 
     fn look(&mut self, what: &str, took: Duration) {
         let longest = self.watch.longest();
-        println!("{what}: {took:?}, longest time without a commit {longest:?}");
+        let at = self.watch.begun.elapsed();
+        println!("{at:.3?}: {what}: {took:?}, longest time without a commit {longest:?}");
         self.longest = self.longest.max(longest);
+    }
+
+    /// Until the one that stays leads: a leader that dies is fail-over, which is measured elsewhere.
+    fn lead(&self, cluster: &Cluster, voters: &[u16]) {
+        let addresses: Vec<_> = voters.iter().map(|node| cluster.address(*node)).collect();
+        let (to, addresses) = (self.stays.to_string(), addresses.join(","));
+        wait("the one that stays leads", PATIENCE, || {
+            if cluster.report(self.stays)?.role == "leader" {
+                return Some(());
+            }
+            let moved = process::quorate(&["transfer", "--to", &to, "--addr", &addresses]);
+            println!("{}", text(&moved).trim_end());
+            None
+        });
     }
 
     /// 3 to 5, without the leader, back to 3, a dead one replaced, a wiped one readmitted.
@@ -133,18 +159,13 @@ impl Changes {
             (!report.votes && report.trouble.contains("removed")).then_some(())
         });
         self.step(cluster, "5 back to 3", &["remove", &name(five)], &[stays, wiped, four]);
-        // A leader that dies is fail-over, which is measured elsewhere.
-        let leads = |node: u16| cluster.report(node).is_some_and(|report| report.role == "leader");
-        if leads(four) {
-            let address = cluster.address(four);
-            let moved = process::quorate(&["transfer", "--to", &name(stays), "--addr", &address]);
-            println!("{}", text(&moved));
-        }
+        self.lead(cluster, &[stays, wiped, four]);
         cluster.kill(four);
         cluster.kill(five);
         let replaced = ["replace", &name(four), &name(first), &peer1, &client1];
         self.step(cluster, "the dead one is replaced", &replaced, &[stays, wiped, first]);
         // Its disk is lost.
+        self.lead(cluster, &[stays, wiped, first]);
         cluster.kill(wiped);
         let disk = cluster.replica(wiped).config.replica.directory.clone();
         std::fs::remove_dir_all(&disk).expect("its disk is lost");
