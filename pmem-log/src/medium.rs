@@ -102,6 +102,10 @@ pub trait Area: Send + Sync + Debug {
     /// Its size.
     fn bytes(&self) -> u64;
 
+    /// Makes later writes to an area that was just created, and that nobody else has yet, as quick as they get. It
+    /// reads as zeros before and after.
+    fn touch(&self) {}
+
     /// Fills `into` from `offset`.
     ///
     /// # Errors

@@ -165,7 +165,15 @@ impl Keeper {
             return Ok(false);
         }
         self.begin_filling(&mut spares)?;
-        self.fill(&mut spares)
+        if self.medium.profile().zero_fill {
+            return self.fill(&mut spares);
+        }
+        let Some(Filling { spare, .. }) = spares.filling.take() else { return Ok(false) };
+        // This takes long, and the log's thread may want a segment meanwhile: it makes one of its own.
+        drop(spares);
+        spare.area.touch();
+        self.spares().ready.push(spare);
+        Ok(false)
     }
 
     fn begin_filling(&self, spares: &mut Spares) -> io::Result<()> {

@@ -271,6 +271,42 @@ fn the_next_segment_is_made_ahead() {
     }
 }
 
+/// Pages that this thread had to be given by the system.
+#[cfg(target_os = "linux")]
+fn faults() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    // proc(5): behind the name in parentheses, `minflt` is the eighth field and `majflt` the tenth.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let number = |at| fields.split_whitespace().nth(at).unwrap().parse::<u64>().unwrap();
+    number(7) + number(9)
+}
+
+/// In a segment that was made ahead records do not wait for pages.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_segment_made_ahead_has_its_pages() {
+    let directory = directory_for(MediumKind::Emulated);
+    let medium = open_medium(MediumKind::Emulated, directory.path()).unwrap();
+    let options = LogOptions { segment_bytes: 4 << 20, ..options() };
+    let (mut log, _) = Log::open_on(medium, &options, FRESH, Arc::new(|| {})).unwrap();
+    let upkeep = log.upkeep(Arc::new(|| {}));
+    let mut slots = 1..;
+    // Of 4 KiB each, until the log took another segment.
+    let mut fill = |log: &mut Log| {
+        let mut append = |slot| append_durably(log, Record::Entry(entry(slot, 1, 4000)), slot - 1);
+        slots.by_ref().take(1100).map(&mut append).find(|()| upkeep.is_due()).unwrap();
+    };
+    fill(&mut log);
+    let prepare = || std::thread::scope(|scope| scope.spawn(|| upkeep.prepare()).join().unwrap());
+    assert!(prepare());
+    fill(&mut log);
+    let before = faults();
+    assert!(prepare());
+    fill(&mut log);
+    let pages = faults() - before;
+    assert!(pages < 200, "{pages} of 1024 pages were waited for");
+}
+
 /// What waits to be removed is no reason to refuse a record.
 #[test]
 fn a_full_medium_removes_what_waits() {

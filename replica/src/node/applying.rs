@@ -14,8 +14,12 @@ use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{Mutant, Slot, Value, ValueKind};
 use std::sync::atomic::Ordering;
 
-/// Payload bytes applied in one turn before the transport is looked at again.
-const APPLY_BYTES_PER_TURN: usize = 4 << 20;
+/// Payload bytes applied in one turn before the transport is looked at again: some thousand small commands, which
+/// take a few milliseconds. Nothing is voted for or counted meanwhile.
+const APPLY_BYTES_PER_TURN: usize = 256 << 10;
+
+/// As much of the log is read at once, when chosen slots are not in memory.
+const REPLAY_BYTES_PER_TURN: usize = 4 << 20;
 
 impl Node {
     /// Applies what is chosen, in slot order. Returns whether anything was applied.
@@ -58,7 +62,7 @@ impl Node {
         }
         let mut entries = Vec::new();
         let short = self.options.whims.has(Point::ShortReplay);
-        let bytes_max = if short { 1 } else { APPLY_BYTES_PER_TURN };
+        let bytes_max = if short { 1 } else { REPLAY_BYTES_PER_TURN };
         if let Err(error) = self.log.read(first, bytes_max, &mut entries) {
             tracing::error!(slot = %first, %error, "a chosen slot cannot be read back");
             self.fail_log(&error);
