@@ -14,9 +14,9 @@ use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{Mutant, Slot, Value, ValueKind};
 use std::sync::atomic::Ordering;
 
-/// Payload bytes applied in one turn before the transport is looked at again: some thousand small commands, which
-/// take a few milliseconds. Nothing is voted for or counted meanwhile.
-const APPLY_BYTES_PER_TURN: usize = 256 << 10;
+/// Payload bytes applied in one turn before the transport is looked at again: some ten thousand small commands, which
+/// take some ten milliseconds. Nothing is voted for or counted meanwhile.
+const APPLY_BYTES_PER_TURN: usize = 1 << 20;
 
 /// As much of the log is read at once, when chosen slots are not in memory.
 const REPLAY_BYTES_PER_TURN: usize = 4 << 20;
