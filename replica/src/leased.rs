@@ -5,10 +5,11 @@
 //! in force, and all applied that was committed then, needs no message, no queue and no thread but
 //! its own.
 
-use crate::machine::{Context, REPLY_BYTES_MAX, StateReader};
+use crate::machine::{Context, StateReader};
 use crate::node::{CLOCK_JUMP_NANOS, Clock};
-use bytes::{Bytes, BytesMut};
-use quorate_consensus::batch::{put_item, take_item};
+use crate::replies::Replies;
+use bytes::Bytes;
+use quorate_consensus::batch::take_item;
 use quorate_consensus::{Mistake, Mutant, Nanos, Slot};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -131,25 +132,22 @@ impl LeaseGate {
         let time_ms = clock.wall_ms.max(self.time_ms.load(Ordering::Relaxed));
         let context = Context { slot: Slot(applied), time_ms };
         let mut rest = queries;
-        let (mut replies, mut reply) = (BytesMut::with_capacity(256), BytesMut::new());
+        let mut replies = Replies::with_capacity(256);
         while let Some(query) = take_item(&mut rest) {
-            reply.clear();
-            if !reader.query(&context, query, &mut reply) {
+            if !replies.add(|reply| reader.query(&context, query, reply)) {
                 return None;
             }
-            if replies.len() + reply.len() > REPLY_BYTES_MAX {
-                reply.clear();
-            }
-            put_item(&mut replies, &reply);
         }
         self.reads.fetch_add(u64::from(count), Ordering::Relaxed);
-        Some(replies.freeze())
+        Some(replies.take())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::BytesMut;
+    use quorate_consensus::batch::put_item;
 
     struct Yes(bool);
 

@@ -31,6 +31,7 @@ mod origin;
 mod recover;
 mod relay;
 mod replay;
+mod replies;
 mod runner;
 mod status;
 mod witness;

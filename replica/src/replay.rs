@@ -4,11 +4,10 @@
 //! then the log. Nothing in the directory is changed, and a replica that runs on it is refused.
 
 use crate::checkpoint::read_state;
-use crate::machine::{Context, REPLY_BYTES_MAX, StateMachine};
-use bytes::{Buf, BytesMut};
-use quorate_consensus::batch::{
-    CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
-};
+use crate::machine::{Context, StateMachine};
+use crate::replies::Replies;
+use bytes::Buf;
+use quorate_consensus::batch::{CONTROL_SESSION, Group, SessionCommand, take_group, take_item};
 use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{Genesis, NodeId, Slot, Value, ValueKind};
 use quorate_pmem_log::{Checkpoint, CheckpointStore, LogError, LogReader, OpenError};
@@ -114,8 +113,7 @@ pub struct Replay<M> {
     sessions: SessionTable,
     time_ms: u64,
     digest: u64,
-    reply: BytesMut,
-    replies: BytesMut,
+    replies: Replies,
 }
 
 impl<M> std::fmt::Debug for Replay<M> {
@@ -178,8 +176,7 @@ impl<M: StateMachine> Replay<M> {
             sessions: SessionTable::new(),
             time_ms: 0,
             digest: 0,
-            reply: BytesMut::new(),
-            replies: BytesMut::new(),
+            replies: Replies::default(),
             log,
         };
         if let Some(start) = start {
@@ -252,8 +249,8 @@ impl<M: StateMachine> Replay<M> {
 
     fn apply_group(&mut self, slot: Slot, group: &Group) -> u64 {
         let header = &group.header;
-        let mut commands = &group.commands[..];
         if header.session == CONTROL_SESSION {
+            let mut commands = &group.commands[..];
             while let Some(item) = take_item(&mut commands) {
                 if let Some(command) = SessionCommand::decode(item) {
                     self.sessions.control(slot, command);
@@ -263,19 +260,7 @@ impl<M: StateMachine> Replay<M> {
         }
         let Admission::Apply { known } = self.sessions.admit(slot, header) else { return 0 };
         let context = Context { slot, time_ms: self.time_ms };
-        for index in 0..header.count {
-            let Some(command) = take_item(&mut commands) else { break };
-            if index < known {
-                continue;
-            }
-            self.reply.clear();
-            self.machine.apply(&context, command, &mut self.reply);
-            if self.replies.len() + self.reply.len() > REPLY_BYTES_MAX {
-                self.reply.clear();
-            }
-            put_item(&mut self.replies, &self.reply);
-        }
-        let replies = self.replies.split().freeze();
+        let replies = self.replies.of_commands(&mut self.machine, &context, group, known);
         self.digest = chained(self.digest, u64::from(crc32c::crc32c(&replies)));
         let (first, count) = (header.first_sequence + u64::from(known), header.count - known);
         self.sessions.record(header.session, first, count, replies);

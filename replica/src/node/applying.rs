@@ -1,14 +1,11 @@
 //! Chosen batches into the state machine, replies out to the clients.
 
 use super::Node;
-use crate::arena;
 use crate::front::{Failure, Reason};
-use crate::machine::{Context, REPLY_BYTES_MAX};
+use crate::machine::Context;
 use crate::replay::chained;
 use bytes::{Buf, Bytes};
-use quorate_consensus::batch::{
-    CONTROL_SESSION, Group, SessionCommand, put_item, take_group, take_item,
-};
+use quorate_consensus::batch::{CONTROL_SESSION, Group, SessionCommand, take_group, take_item};
 use quorate_consensus::buggify::Point;
 use quorate_consensus::session::{Admission, SessionTable};
 use quorate_consensus::{Mutant, Slot, Value, ValueKind};
@@ -170,21 +167,8 @@ impl Node {
     fn apply_commands(&mut self, slot: Slot, group: &Group, known: u32, own: bool) {
         let header = &group.header;
         let context = Context { slot, time_ms: self.time_ms };
-        let mut commands = &group.commands[..];
-        arena::reserve(&mut self.replies, 16 * header.count as usize);
-        for index in 0..header.count {
-            let Some(command) = take_item(&mut commands) else { break };
-            if index < known {
-                continue;
-            }
-            self.reply.clear();
-            self.machine.apply(&context, command, &mut self.reply);
-            if self.replies.len() + self.reply.len() > REPLY_BYTES_MAX {
-                self.reply.clear();
-            }
-            put_item(&mut self.replies, &self.reply);
-        }
-        let replies = self.replies.split().freeze();
+        let machine = self.machine.as_mut();
+        let replies = self.replies.of_commands(machine, &context, group, known);
         self.chain(u64::from(crc32c::crc32c(&replies)));
         let (first, count) = (header.first_sequence + u64::from(known), header.count - known);
         self.counters.commands_applied += u64::from(count);
@@ -257,16 +241,11 @@ impl Node {
         let time_ms = self.clock.wall_ms.max(self.time_ms);
         let context = Context { slot, time_ms };
         let mut rest = queries;
-        arena::reserve(&mut self.replies, 64);
+        self.replies.reserve(64);
         while let Some(query) = take_item(&mut rest) {
-            self.reply.clear();
-            self.machine.query(&context, query, &mut self.reply);
-            if self.replies.len() + self.reply.len() > REPLY_BYTES_MAX {
-                self.reply.clear();
-            }
-            put_item(&mut self.replies, &self.reply);
+            self.replies.add(|reply| self.machine.query(&context, query, reply));
         }
-        self.replies.split().freeze()
+        self.replies.take()
     }
 
     /// Fails every read that waits; used when the replica can never answer it.

@@ -24,6 +24,7 @@ use crate::machine::StateMachine;
 use crate::options::{NodeOptions, nanos};
 use crate::origin::Origin;
 use crate::relay::Relay;
+use crate::replies::Replies;
 use crate::status::{Counters, Latencies};
 use crate::witness::Witness;
 use bytes::{Bytes, BytesMut};
@@ -176,8 +177,7 @@ pub struct Node {
     accept: Accept,
     message: BytesMut,
     batch: BytesMut,
-    reply: BytesMut,
-    replies: BytesMut,
+    replies: Replies,
 }
 
 impl std::fmt::Debug for Node {
@@ -294,8 +294,7 @@ impl Node {
             accept: Accept::default(),
             message: BytesMut::new(),
             batch: BytesMut::new(),
-            reply: BytesMut::new(),
-            replies: BytesMut::new(),
+            replies: Replies::default(),
             options,
         };
         match genesis {
