@@ -307,7 +307,25 @@ impl Builder {
     }
 
     pub(crate) fn node_options(&self) -> Result<NodeOptions, StartError> {
-        let mut members: Vec<NodeId> = self.members.iter().map(|(node, _)| *node).collect();
+        self.node_options_among(&self.members, self.join)
+    }
+
+    /// This process's number and its peer address, and whether it joins.
+    pub(crate) fn own(&self) -> (NodeId, Option<&str>, bool) {
+        let own = self.members.iter().find(|(node, _)| *node == self.node);
+        (self.node, own.map(|(_, address)| address.as_str()), self.join)
+    }
+
+    pub(crate) fn members_named(&self) -> &[(NodeId, String)] {
+        &self.members
+    }
+
+    pub(crate) fn node_options_among(
+        &self,
+        named: &[(NodeId, String)],
+        join: bool,
+    ) -> Result<NodeOptions, StartError> {
+        let mut members: Vec<NodeId> = named.iter().map(|(node, _)| *node).collect();
         members.sort_unstable();
         if members.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(StartError::Options("two members have the same number".into()));
@@ -321,7 +339,7 @@ impl Builder {
                 ..NodeOptions::new(self.node, members, crate::random())
             },
         };
-        options.join |= self.join;
+        options.join |= join;
         options.witness |= self.witness;
         if options.addresses.is_empty() {
             let address = |(node, peer): &(NodeId, String)| crate::Address {
@@ -329,7 +347,7 @@ impl Builder {
                 peer: peer.clone(),
                 client: String::new(),
             };
-            options.addresses = self.members.iter().map(address).collect();
+            options.addresses = named.iter().map(address).collect();
         }
         for change in &self.adjust {
             change(&mut options);

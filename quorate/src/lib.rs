@@ -56,7 +56,7 @@ mod remote;
 
 pub use builder::{Builder, Replica, StartError};
 pub use bytes::{Bytes, BytesMut};
-pub use host::Host;
+pub use host::{Host, ShardBuilder};
 pub use quorate_consensus::batch::{put_item, take_item};
 pub use quorate_consensus::{
     Address, Ballot, Change, Configuration, Genesis, NodeId, PROTOCOL_FIRST, PROTOCOL_NEWEST,

@@ -8,7 +8,7 @@ use crate::front::{Handle, Shared};
 use crate::node::{Clock, Node, Turn};
 use crate::runner::Leaving;
 use crossbeam_queue::ArrayQueue;
-use quorate_consensus::Nanos;
+use quorate_consensus::{Nanos, NodeId};
 use quorate_transport::Wake;
 use quorate_transport::shards::{SHARDS_MAX, ShardError, ShardId, ShardTransport, Trunk};
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,17 +135,37 @@ impl HostRunner {
         Ok(Self { trunk, ready, orders, wakers, stopping, thread: Some(thread) })
     }
 
-    /// The transport for a new shard: build its log and its [`Node`] with it, then call
-    /// [`HostRunner::run`].
+    /// The transport for a new shard, with the peers that the links came with: build its log and its
+    /// [`Node`] with it, then call [`HostRunner::run`].
     ///
     /// # Errors
     /// [`ShardError`].
     pub fn open(&self, id: ShardId) -> Result<ShardTransport, ShardError> {
-        let ready = Arc::clone(&self.ready);
-        let waker = Arc::new(ShardWaker { id, queued: AtomicBool::new(false), ready });
+        let waker = self.shard_waker(id);
         let transport = self.trunk.shard(id, Arc::<ShardWaker>::clone(&waker))?;
         self.wakers().insert(id, waker);
         Ok(transport)
+    }
+
+    /// As [`HostRunner::open`], with these peers and their addresses. From then on the shard's own
+    /// configurations say who its peers are.
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn open_among(
+        &self,
+        id: ShardId,
+        peers: &[(NodeId, String)],
+    ) -> Result<ShardTransport, ShardError> {
+        let waker = self.shard_waker(id);
+        let transport = self.trunk.shard_among(id, peers, Arc::<ShardWaker>::clone(&waker))?;
+        self.wakers().insert(id, waker);
+        Ok(transport)
+    }
+
+    fn shard_waker(&self, id: ShardId) -> Arc<ShardWaker> {
+        let ready = Arc::clone(&self.ready);
+        Arc::new(ShardWaker { id, queued: AtomicBool::new(false), ready })
     }
 
     /// Runs a shard on the host's thread. `node` was made with the transport of [`HostRunner::open`];
@@ -162,8 +182,8 @@ impl HostRunner {
         handle
     }
 
-    /// Stops a shard; requests under way get an error. Its number cannot be opened again in this
-    /// process.
+    /// Stops a shard; requests under way get an error, and its peers hear of it. Its number can be opened
+    /// again when it has stopped ([`Handle::is_stopped`]).
     pub fn stop_shard(&self, id: ShardId) {
         let _ = self.orders.send(Order::Stop(id));
         self.wake(id);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 mod adversity;
 mod built_on;
+mod shards;
 mod streams;
 
 const A: NodeId = NodeId(1);

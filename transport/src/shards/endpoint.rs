@@ -2,13 +2,16 @@
 
 use super::trunk::{MESSAGE, MESSAGE_HEADER_BYTES, Trunk};
 use super::{ShardId, region_of, shard_of};
-use crate::{Event, LinkStatus, OpNumber, PostError, RegionError, RegionId, Transport, Wake};
+use crate::{
+    Event, LinkStatus, OpNumber, PeerError, PostError, RegionError, RegionId, Transport, Wake,
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_consensus::NodeId;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One shard's view of the links of its process. See [`Trunk::shard`].
+/// One shard's view of the links of its process. See [`Trunk::shard`]. When it is dropped the shard is
+/// gone from this process: its peers are told, and its memory goes when they have heard it.
 #[derive(Debug)]
 pub struct ShardTransport {
     trunk: Trunk,
@@ -37,23 +40,42 @@ impl Transport for ShardTransport {
         self.local
     }
 
+    /// Those of this shard: other shards may have others.
     fn peers(&self) -> Vec<NodeId> {
-        self.trunk.lock().transport.peers()
+        let trunk = self.trunk.lock();
+        let ties = trunk.shards.get(&self.id).map(|shard| shard.ties.keys().copied().collect());
+        ties.unwrap_or_default()
     }
 
+    /// The links get a peer that none of the process's shards had so far. If several shards say where it
+    /// is, the newest word counts, and the others are tried in turn as long as it does not answer there.
+    fn add_peer(&mut self, peer: NodeId, address: &str) -> Result<(), PeerError> {
+        self.trunk.lock().add_peer(self.id, peer, address)
+    }
+
+    /// The links let go of a peer that no other shard of the process has.
+    fn remove_peer(&mut self, peer: NodeId) {
+        self.trunk.lock().remove_peer(self.id, peer);
+    }
+
+    /// Memory that was given back, but not let go because a former peer may still be writing there, is
+    /// taken up again as it is, if it has that length: [`RegionError::Exists`].
     fn register(&mut self, region: RegionId, length: usize) -> Result<(), RegionError> {
-        let done = self.trunk.lock().transport.register(region_of(self.id, region), length);
-        done.map_err(own_name)
+        self.trunk.lock().register(self.id, region, length).map_err(own_name)
+    }
+
+    fn unregister(&mut self, region: RegionId) -> Result<(), RegionError> {
+        self.trunk.lock().unregister(self.id, region).map_err(own_name)
     }
 
     fn grant(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
-        let done = self.trunk.lock().transport.grant(region_of(self.id, region), peer);
-        done.map_err(own_name)
+        self.trunk.lock().grant(self.id, region, peer).map_err(own_name)
     }
 
+    /// From one that is a peer no more nothing is taken back before it has heard that: a write that is
+    /// refused would break the lanes of all shards.
     fn revoke(&mut self, region: RegionId, peer: NodeId) -> Result<(), RegionError> {
-        let done = self.trunk.lock().transport.revoke(region_of(self.id, region), peer);
-        done.map_err(own_name)
+        self.trunk.lock().revoke(self.id, region, peer).map_err(own_name)
     }
 
     fn copy_out(&self, region: RegionId, offset: usize, into: &mut [u8]) {
@@ -83,6 +105,10 @@ impl Transport for ShardTransport {
     fn send(&mut self, peer: NodeId, message: Bytes) -> Result<(), PostError> {
         let mut trunk = self.trunk.lock();
         let life = trunk.tie(peer, self.id)?.control.ok_or(PostError::Down(peer))?;
+        if trunk.is_unsaid(peer, self.id) {
+            // The lane was too full for the hello that goes first.
+            return Err(PostError::Full(peer));
+        }
         // One copy: a control message is one piece of memory for the links below.
         let mut framed = BytesMut::with_capacity(MESSAGE_HEADER_BYTES + message.len());
         framed.put_u8(MESSAGE);
@@ -119,8 +145,8 @@ impl Transport for ShardTransport {
 
     fn status(&self, peer: NodeId) -> LinkStatus {
         let trunk = self.trunk.lock();
+        let Ok(tie) = trunk.tie(peer, self.id) else { return LinkStatus::default() };
         let link = trunk.transport.status(peer);
-        let Ok(tie) = trunk.tie(peer, self.id) else { return link };
         LinkStatus {
             control_up: tie.control.is_some(),
             data_up: tie.data.is_some(),
@@ -131,6 +157,12 @@ impl Transport for ShardTransport {
             },
             ..link
         }
+    }
+}
+
+impl Drop for ShardTransport {
+    fn drop(&mut self) {
+        self.trunk.lock().close(self.id);
     }
 }
 

@@ -19,15 +19,19 @@
 //! it that of all shards. Nothing above revokes while a peer is a member.
 
 mod endpoint;
+mod parting;
+mod peers;
 mod trunk;
 
+#[cfg(test)]
+mod members_tests;
 #[cfg(test)]
 mod tests;
 
 pub use endpoint::ShardTransport;
 pub use trunk::Trunk;
 
-use crate::RegionId;
+use crate::{PeerError, RegionId};
 
 /// Shards that one process can hold.
 pub const SHARDS_MAX: u16 = 1 << 14;
@@ -45,14 +49,17 @@ impl std::fmt::Display for ShardId {
 }
 
 /// Why a shard cannot be opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ShardError {
-    /// Opened twice in one process.
+    /// Opened twice in one process, or the first one has not ended yet.
     #[error("shard {0} is open in this process already")]
     Exists(ShardId),
     /// Above the limit.
     #[error("shard {0} is above the limit: numbers go from 0 to {max}", max = SHARDS_MAX - 1)]
     TooHigh(ShardId),
+    /// One of its peers cannot be one.
+    #[error(transparent)]
+    Peer(PeerError),
 }
 
 fn region_of(shard: ShardId, region: RegionId) -> RegionId {

@@ -87,22 +87,59 @@ fn all_up(ends: &[&mut End]) -> bool {
     ends.iter().all(|end| end.up(Lane::Control) && end.up(Lane::Data))
 }
 
-#[test]
-fn a_shard_keeps_the_whole_contract() {
+/// How the shard under test has its peers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    /// As the links came with them: they stay.
+    First,
+    /// It says where they are, and is the only shard: the links let go of them when it does.
+    Named,
+    /// Another shard has them as well: the links stay up when it parts from them.
+    Shared,
+}
+
+fn keeps_the_contract(peers: Peers) {
     let mut seed = 0;
+    let mut others = Vec::new();
     let mut build = |count: u16| {
         seed += 1;
         let network = MemoryNetwork::new(seed);
         let ids: Vec<NodeId> = (1..=count).map(NodeId).collect();
-        let end = |id: &NodeId| -> Box<dyn Transport> {
-            let peers: Vec<NodeId> = ids.iter().copied().filter(|peer| peer != id).collect();
-            let endpoint = network.endpoint(*id, &peers);
+        let mut end = |id: &NodeId| -> Box<dyn Transport> {
+            let named: Vec<NodeId> = ids.iter().copied().filter(|peer| peer != id).collect();
+            let endpoint = network.endpoint(*id, &named);
             let trunk = Trunk::new(Box::new(endpoint), seed * 100 + u64::from(id.0));
-            Box::new(trunk.shard(ShardId(7), Arc::new(Silent)).unwrap())
+            let named: Vec<_> =
+                named.into_iter().map(|peer| (peer, format!("at {peer}"))).collect();
+            let ready = Arc::new(Silent);
+            if peers == Peers::Shared {
+                let mut other = trunk.shard(ShardId(6), Arc::<Silent>::clone(&ready)).unwrap();
+                other.poll(&mut Vec::new());
+                others.push(other);
+            }
+            Box::new(match peers {
+                Peers::Named => trunk.shard_among(ShardId(7), &named, ready).unwrap(),
+                Peers::First | Peers::Shared => trunk.shard(ShardId(7), ready).unwrap(),
+            })
         };
-        ids.iter().map(end).collect()
+        ids.iter().map(&mut end).collect()
     };
     conformance::run(&mut build).assert_passed();
+}
+
+#[test]
+fn a_shard_keeps_the_whole_contract() {
+    keeps_the_contract(Peers::First);
+}
+
+#[test]
+fn a_shard_whose_peers_leave_the_links_keeps_the_whole_contract() {
+    keeps_the_contract(Peers::Named);
+}
+
+#[test]
+fn a_shard_beside_another_keeps_the_whole_contract() {
+    keeps_the_contract(Peers::Shared);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! [`Trunk`]: the links of one process, and which shards ride on them.
 
+use super::parting::{Goodbyes, Partings};
 use super::{SHARDS_MAX, ShardError, ShardId, ShardTransport, shard_of};
 use crate::integrity::{Randomness, mix};
-use crate::{Event, Lane, Level, OpNumber, PostError, Transport, Wake};
+use crate::{Event, Lane, Level, OpNumber, PostError, RegionId, Transport, Wake};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_consensus::{Incarnation, NodeId};
 use std::collections::{BTreeMap, VecDeque};
@@ -15,8 +16,13 @@ use std::time::{Duration, Instant};
 const RESET_PAUSE: Duration = Duration::from_millis(50);
 /// Accepted writes that are remembered until they are known visible.
 const ACCEPTED_MAX: usize = 4096;
+/// In the place of a shard's number of a write that was made in an earlier life of its lane.
+const FORGOTTEN: OpNumber = OpNumber(0);
 /// Shards named in one control message.
-const NAMED_MAX: usize = 4096;
+pub(super) const NAMED_MAX: usize = 4096;
+/// Stands for the trunk itself, where a message names its shard. A trunk that does not know such
+/// messages takes them for those of a shard that is not there.
+pub(super) const TRUNK: ShardId = ShardId(u16::MAX);
 
 pub(super) const MESSAGE: u8 = 0;
 const HELLO: u8 = 1;
@@ -35,11 +41,16 @@ pub struct Trunk {
 
 pub(super) struct Inner {
     pub(super) transport: Box<dyn Transport>,
-    links: BTreeMap<NodeId, Link>,
+    pub(super) links: BTreeMap<NodeId, Link>,
     pub(super) shards: BTreeMap<ShardId, Shard>,
+    /// The peers that the transport came with: those of a shard that names none.
+    pub(super) first: Vec<NodeId>,
+    pub(super) partings: Partings,
+    /// Peers with a lane that is down, and since when their present address is tried.
+    pub(super) unreached: BTreeMap<NodeId, Instant>,
     /// A host polls and flushes for all; otherwise each shard does.
     driven: bool,
-    random: Randomness,
+    pub(super) random: Randomness,
     /// Shards that started over, in the order in which they go on.
     pauses: VecDeque<(Instant, NodeId, ShardId)>,
     events: Vec<Event>,
@@ -48,35 +59,46 @@ pub(super) struct Inner {
 /// One peer's lanes, as the transport has them.
 #[derive(Default)]
 pub(super) struct Link {
-    control: Option<Incarnation>,
-    data: Option<Incarnation>,
+    pub(super) control: Option<Incarnation>,
+    pub(super) data: Option<Incarnation>,
+    /// Where it was last said to be.
+    pub(super) address: String,
     /// What the peer must still be told, by shard: the epoch, or none for goodbye.
-    untold: BTreeMap<ShardId, Option<u64>>,
+    pub(super) untold: BTreeMap<ShardId, Option<u64>>,
+    pub(super) goodbyes: Goodbyes,
     /// Who made the writes that are not known visible: the link's number, the shard, its own number.
     writes: VecDeque<(OpNumber, ShardId, OpNumber)>,
     /// How many of them, from the front, are known accepted.
     accepted: usize,
+    /// The last write of this life, and the last that is known accepted.
+    pub(super) posted: OpNumber,
+    pub(super) reached: OpNumber,
 }
 
 /// One shard at this end.
 pub(super) struct Shard {
-    ties: BTreeMap<NodeId, Tie>,
+    /// One for each of its peers.
+    pub(super) ties: BTreeMap<NodeId, Tie>,
+    /// By the names that it uses: how long they are, and who may write there.
+    pub(super) regions: BTreeMap<RegionId, (usize, Vec<NodeId>)>,
     /// Told at its next poll.
     pub(super) events: Vec<Event>,
     ready: Arc<dyn Wake>,
     /// Its regions are there: peers may be told of it.
-    open: bool,
+    pub(super) open: bool,
 }
 
 /// One shard's lanes to one peer.
 #[derive(Default)]
 pub(super) struct Tie {
-    mine: u64,
-    theirs: Option<u64>,
+    pub(super) mine: u64,
+    pub(super) theirs: Option<u64>,
+    /// Where this shard says that the peer is.
+    pub(super) address: String,
     /// The peer was told our epoch in this life of the link. It may not have listened: then it says
     /// hello when it does, and is told again before anything else.
-    told: bool,
-    paused: bool,
+    pub(super) told: bool,
+    pub(super) paused: bool,
     pub(super) control: Option<Incarnation>,
     pub(super) data: Option<Incarnation>,
     pub(super) last_write: OpNumber,
@@ -89,12 +111,18 @@ impl Trunk {
     #[must_use]
     pub fn new(transport: Box<dyn Transport>, seed: u64) -> Self {
         let waker = transport.waker();
-        let links = transport.peers().into_iter().map(|peer| (peer, Link::default())).collect();
+        let first = transport.peers();
+        let links = first.iter().map(|peer| (*peer, Link::default())).collect();
+        let now = Instant::now();
+        let unreached = first.iter().map(|peer| (*peer, now)).collect();
         let random = Randomness::new(seed);
         let inner = Inner {
             transport,
             links,
             shards: BTreeMap::new(),
+            first,
+            partings: Partings::default(),
+            unreached,
             driven: false,
             random,
             pauses: VecDeque::new(),
@@ -103,12 +131,27 @@ impl Trunk {
         Self { inner: Arc::new(Mutex::new(inner)), guests: Arc::default(), waker }
     }
 
-    /// This end of a shard. `ready` is woken when something waits for it; it must not call back. The peers
-    /// learn of the shard at its first poll, when its regions are registered.
+    /// This end of a shard, with the peers that the trunk's transport came with. `ready` is woken when
+    /// something waits for it; it must not call back. The peers learn of the shard at its first poll, when
+    /// its regions are registered. It ends when it is dropped, and may then be made again.
     ///
     /// # Errors
     /// [`ShardError`].
     pub fn shard(&self, id: ShardId, ready: Arc<dyn Wake>) -> Result<ShardTransport, ShardError> {
+        let first = self.lock().first.iter().map(|peer| (*peer, String::new())).collect::<Vec<_>>();
+        self.shard_among(id, &first, ready)
+    }
+
+    /// As [`Trunk::shard`], with these peers and their addresses (as in [`Transport::add_peer`]).
+    ///
+    /// # Errors
+    /// [`ShardError`].
+    pub fn shard_among(
+        &self,
+        id: ShardId,
+        peers: &[(NodeId, String)],
+        ready: Arc<dyn Wake>,
+    ) -> Result<ShardTransport, ShardError> {
         if id.0 >= SHARDS_MAX {
             return Err(ShardError::TooHigh(id));
         }
@@ -116,13 +159,20 @@ impl Trunk {
         if inner.shards.contains_key(&id) {
             return Err(ShardError::Exists(id));
         }
-        let peers = inner.transport.peers();
-        let mut ties = BTreeMap::new();
-        for peer in peers {
-            ties.insert(peer, Tie { mine: inner.random.word(), ..Tie::default() });
-        }
-        let shard = Shard { ties, events: Vec::new(), ready: Arc::clone(&ready), open: false };
+        let shard = Shard {
+            ties: BTreeMap::new(),
+            regions: BTreeMap::new(),
+            events: Vec::new(),
+            ready: Arc::clone(&ready),
+            open: false,
+        };
         inner.shards.insert(id, shard);
+        for (peer, address) in peers {
+            if let Err(error) = inner.add_peer(id, *peer, address) {
+                inner.close(id);
+                return Err(ShardError::Peer(error));
+            }
+        }
         Ok(ShardTransport::new(self.clone(), id, inner.transport.local(), ready))
     }
 
@@ -200,10 +250,9 @@ impl Inner {
         let Some(shard) = self.shards.get_mut(&id) else { return };
         if !shard.open {
             shard.open = true;
-            for (peer, tie) in &shard.ties {
-                if let Some(link) = self.links.get_mut(peer) {
-                    link.untold.insert(id, Some(tie.mine));
-                }
+            let peers: Vec<NodeId> = shard.ties.keys().copied().collect();
+            for peer in peers {
+                self.greet(peer, id);
             }
             self.tell_peers();
         }
@@ -228,6 +277,7 @@ impl Inner {
         }
         self.events = events;
         self.end_pauses();
+        self.try_other_addresses();
         self.tell_peers();
         came
     }
@@ -243,7 +293,11 @@ impl Inner {
             }
             Event::Written { peer, region } => {
                 let (id, region) = shard_of(region);
-                self.tell(id, Event::Written { peer, region });
+                let shard = self.shards.get_mut(&id);
+                // One that it parted from may be writing for a moment.
+                if let Some(shard) = shard.filter(|shard| shard.ties.contains_key(&peer)) {
+                    shard.tell(Event::Written { peer, region });
+                }
             }
             Event::Completed { peer, through, level } => {
                 let Some(link) = self.links.get_mut(&peer) else { return };
@@ -266,6 +320,7 @@ impl Inner {
             Lane::Control => {
                 link.control = Some(incarnation);
                 link.untold.clear();
+                link.goodbyes.begin(self.partings.with(peer));
                 for (id, shard) in self.shards.iter().filter(|(_, shard)| shard.open) {
                     if let Some(tie) = shard.ties.get(&peer).filter(|tie| tie.is_on()) {
                         link.untold.insert(*id, Some(tie.mine));
@@ -273,6 +328,9 @@ impl Inner {
                 }
             }
             Lane::Data => link.data = Some(incarnation),
+        }
+        if link.control.is_some() && link.data.is_some() {
+            self.unreached.remove(&peer);
         }
         self.settle_peer(peer, "");
     }
@@ -283,6 +341,7 @@ impl Inner {
             Lane::Control => {
                 link.control = None;
                 link.untold.clear();
+                link.goodbyes = Goodbyes::default();
                 // The process behind a new link may be another one: its shards say hello again.
                 for shard in self.shards.values_mut() {
                     if let Some(tie) = shard.ties.get_mut(&peer) {
@@ -295,8 +354,10 @@ impl Inner {
                 link.data = None;
                 link.writes.clear();
                 link.accepted = 0;
+                (link.posted, link.reached) = (OpNumber(0), OpNumber(0));
             }
         }
+        self.unreached.entry(peer).or_insert_with(Instant::now);
         self.settle_peer(peer, reason);
     }
 
@@ -307,9 +368,12 @@ impl Inner {
         match message.get_u8() {
             MESSAGE if message.len() + 1 >= MESSAGE_HEADER_BYTES => {
                 let (id, tag) = (ShardId(message.get_u16_le()), message.get_u32_le());
-                // What is for a shard that is not here, or of an earlier life, is dropped.
+                if id == TRUNK {
+                    return self.on_trunk_message(peer, message);
+                }
+                // What is for a shard that is not here, of no peer of it, or of an earlier life, is dropped.
                 let Some(shard) = self.shards.get_mut(&id) else { return Some(()) };
-                let life = shard.ties.get(&peer)?.control;
+                let life = shard.ties.get(&peer).and_then(|tie| tie.control);
                 if life.is_some_and(|incarnation| incarnation.0 as u32 == tag) {
                     shard.tell(Event::Control { peer, message });
                 }
@@ -331,13 +395,14 @@ impl Inner {
         Some(())
     }
 
-    fn on_epoch(&mut self, peer: NodeId, id: ShardId, epoch: Option<u64>) {
+    pub(super) fn on_epoch(&mut self, peer: NodeId, id: ShardId, epoch: Option<u64>) {
         // A shard that is not here, or not yet: it will say hello itself, and hears it again then.
         let Some(shard) = self.shards.get_mut(&id) else { return };
         let Some(tie) = shard.ties.get_mut(&peer) else { return };
         let is_news = epoch.is_some() && tie.theirs != epoch;
         tie.theirs = epoch;
-        // It may not have been there when we said hello.
+        // It may not have been there when we said hello: it hears it again before anything else. If it
+        // was, it is up already, and what it says next is for this life.
         if is_news
             && shard.open
             && tie.is_on()
@@ -345,7 +410,7 @@ impl Inner {
         {
             link.untold.insert(id, Some(tie.mine));
         }
-        self.settle(peer, id, "the shard there started over");
+        self.settle(peer, id, "the shard there started over, or parted");
     }
 
     /// A shard starts over with a peer.
@@ -413,6 +478,7 @@ impl Inner {
                 }
             }
         }
+        self.tell_goodbyes();
         for (peer, id) in told {
             let tie = self.shards.get_mut(&id).and_then(|shard| shard.ties.get_mut(&peer));
             if let Some(tie) = tie {
@@ -442,6 +508,7 @@ impl Inner {
             Some(Incarnation(mix(mix(link?.0, u64::from(id.0), low), high, 0).max(1)))
         };
         let (control, data) = (life(link.control), life(link.data));
+        let ended = tie.data.is_some() && tie.data != data;
         for (lane, now) in [(Lane::Data, data), (Lane::Control, control)] {
             let was = match lane {
                 Lane::Data => std::mem::replace(&mut tie.data, now),
@@ -463,6 +530,9 @@ impl Inner {
             }
             shard.ready.wake();
         }
+        if ended && let Some(link) = self.links.get_mut(&peer) {
+            link.forget_writes_of(id);
+        }
     }
 
     /// A write of a shard was posted as `number` of the link.
@@ -473,8 +543,14 @@ impl Inner {
         let own = tie.last_write;
         if let Some(link) = self.links.get_mut(&peer) {
             link.writes.push_back((number, id, own));
+            link.posted = number;
         }
         own
+    }
+
+    /// Whether a shard must not say anything before the peer was told of it.
+    pub(super) fn is_unsaid(&self, peer: NodeId, id: ShardId) -> bool {
+        self.links.get(&peer).is_some_and(|link| link.untold.contains_key(&id))
     }
 
     pub(super) fn tie(&self, peer: NodeId, id: ShardId) -> Result<&Tie, PostError> {
@@ -487,17 +563,20 @@ impl Link {
     /// Which shard's writes reached `level` now, by the last one of each.
     fn completed(&mut self, through: OpNumber, level: Level) -> BTreeMap<ShardId, OpNumber> {
         let mut reached = BTreeMap::new();
+        self.reached = self.reached.max(through);
         let end = self.writes.partition_point(|(number, ..)| *number <= through);
         if level > Level::Accepted {
             for (_, id, own) in self.writes.drain(..end) {
                 reached.insert(id, own);
             }
+            reached.retain(|_, own| *own != FORGOTTEN);
             self.accepted = self.accepted.saturating_sub(end);
             return reached;
         }
         for (_, id, own) in self.writes.range(self.accepted.min(end)..end) {
             reached.insert(*id, *own);
         }
+        reached.retain(|_, own| *own != FORGOTTEN);
         self.accepted = self.accepted.max(end);
         // Some transports never say more than this.
         if self.accepted > ACCEPTED_MAX {
@@ -505,6 +584,15 @@ impl Link {
             self.accepted = 0;
         }
         reached
+    }
+
+    /// This life of the shard's lane is over: nobody hears of its writes any more.
+    pub(super) fn forget_writes_of(&mut self, id: ShardId) {
+        for (_, of, own) in &mut self.writes {
+            if *of == id {
+                *own = FORGOTTEN;
+            }
+        }
     }
 }
 
