@@ -24,6 +24,12 @@ impl StateMachine for Last {
     }
 }
 
+/// Addresses of this machine that nobody has at the moment.
+fn free_addresses(count: usize) -> Vec<String> {
+    let held: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+}
+
 fn start(addresses: &[String], directory: &Path) -> Vec<Host> {
     let host = |node: u16| {
         let directory = directory.join(node.to_string());
@@ -39,10 +45,7 @@ fn open(hosts: &[Host], shard: u16) -> Vec<Handle> {
 #[test]
 fn shards_come_back_each_with_its_own_log() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let held: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<String> =
-        held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(held);
+    let addresses = free_addresses(3);
     let hosts = start(&addresses, directory.path());
     for shard in [0, 1, 77] {
         let handles = open(&hosts, shard);
@@ -64,7 +67,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < deadline, "not within 60 s: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::yield_now();
     }
 }
 
@@ -87,10 +90,7 @@ fn change(handles: &[Handle], change: &Change, done_at: &Handle) {
 #[test]
 fn a_process_that_is_added_gets_a_shard_and_one_before_gives_it_up() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let held: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<String> =
-        held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(held);
+    let addresses = free_addresses(4);
     let mut hosts = start(&addresses[..3], directory.path());
     let stays = open(&hosts, 0);
     let mut moves = open(&hosts, 1);

@@ -3,21 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::BytesMut;
-use quorate_consensus::{Address, Change, Incarnation, NodeId, RoleName};
-use quorate_pmem_log::{Log, LogOptions, MediumKind};
-use quorate_replica::{
-    CheckpointView, Consistency, Context, Handle, HostRunner, Node, NodeOptions, StateMachine,
-};
-use quorate_transport::Transport;
+use quorate_consensus::{Address, Change, NodeId, RoleName};
+use quorate_replica::{CheckpointView, Consistency, Context, Handle, HostRunner, StateMachine};
+use quorate_rig::{Start, random, until};
 use quorate_transport::memory::MemoryNetwork;
 use quorate_transport::shards::{ShardId, Trunk};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const COMMAND_BYTES: usize = 2048;
 
@@ -57,10 +52,6 @@ impl StateMachine for List {
     }
 }
 
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
 fn nodes(numbers: &[u16]) -> Vec<NodeId> {
     numbers.iter().copied().map(NodeId).collect()
 }
@@ -75,16 +66,10 @@ fn run(host: &HostRunner, node: u16, shard: u16, members: &[u16], join: bool) ->
     let others = members.iter().filter(|other| **other != node);
     let peers: Vec<_> = others.map(|peer| (NodeId(*peer), format!("host-{peer}"))).collect();
     let transport = host.open_among(ShardId(shard), &peers).unwrap();
-    let waker = transport.waker();
-    let options = LogOptions {
-        directory: PathBuf::new(),
-        medium: MediumKind::Memory,
-        node: NodeId(node),
-        segment_bytes: 64 << 10,
-    };
-    let wake = Arc::new(move || waker.wake());
-    let (log, recovered) = Log::open(&options, Incarnation(random()), wake).unwrap();
-    let mut options = NodeOptions::new(NodeId(node), nodes(members), random());
+    let mut start = Start::at_random(NodeId(node));
+    start.segment_bytes = 64 << 10;
+    let options = &mut start.options;
+    options.members = nodes(members);
     options.join = join;
     options.request_timeout = Duration::from_secs(1);
     options.command_bytes_max = 16 << 10;
@@ -93,17 +78,7 @@ fn run(host: &HostRunner, node: u16, shard: u16, members: &[u16], join: bool) ->
     options.cache_bytes_max = 32 << 10;
     options.log_tail_bytes = 0;
     options.checkpoints_kept = 1;
-    let machine = Box::<List>::default();
-    let node = Node::new(options, Box::new(transport), log, recovered, machine).unwrap();
-    host.run(ShardId(shard), node)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 60 s: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    host.run(ShardId(shard), start.node(transport, List::default()))
 }
 
 /// Changes the members, and waits until all of `voters` say that it is done.
@@ -157,7 +132,7 @@ impl Writer {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
                 // Not as fast as it goes: the test is about the members.
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::park_timeout(Duration::from_millis(1));
             }
             outcomes
         });

@@ -189,8 +189,7 @@ impl Inner {
         region: RegionId,
         peer: NodeId,
     ) -> Result<(), RegionError> {
-        let name = region_of(id, region);
-        let granted = granted(&mut self.shards, id, region).ok_or(RegionError::Missing(name))?;
+        let (name, granted) = granted(&mut self.shards, id, region)?;
         self.transport.grant(name, peer)?;
         if !granted.contains(&peer) {
             granted.push(peer);
@@ -207,8 +206,7 @@ impl Inner {
         region: RegionId,
         peer: NodeId,
     ) -> Result<(), RegionError> {
-        let name = region_of(id, region);
-        let granted = granted(&mut self.shards, id, region).ok_or(RegionError::Missing(name))?;
+        let (name, granted) = granted(&mut self.shards, id, region)?;
         let had = granted.contains(&peer);
         granted.retain(|other| *other != peer);
         let is_peer = self.shards.get(&id).is_some_and(|shard| shard.ties.contains_key(&peer));
@@ -290,12 +288,15 @@ impl Inner {
     }
 }
 
+/// What the transport calls a region of the shard, and who may write there.
 fn granted(
     shards: &mut BTreeMap<ShardId, Shard>,
     id: ShardId,
     region: RegionId,
-) -> Option<&mut Vec<NodeId>> {
-    shards.get_mut(&id)?.regions.get_mut(&region).map(|(_, granted)| granted)
+) -> Result<(RegionId, &mut Vec<NodeId>), RegionError> {
+    let name = region_of(id, region);
+    let held = shards.get_mut(&id).and_then(|shard| shard.regions.get_mut(&region));
+    held.map(|(_, granted)| (name, granted)).ok_or(RegionError::Missing(name))
 }
 
 fn encode(kind: u8, named: impl Iterator<Item = (ShardId, u64)>) -> Bytes {
