@@ -121,9 +121,10 @@ pub fn text(answers: &[Answer]) -> String {
             Ok(report) => {
                 let seen = leader
                     .and_then(|leader| leader.peers.iter().find(|peer| peer.node == report.node));
-                let lag = seen
-                    .and_then(|peer| peer.lag)
-                    .map_or_else(|| "-".to_string(), |lag| lag.to_string());
+                let lag = leader.zip(seen).and_then(|(leader, peer)| {
+                    Some(peer.lag?.min(leader.last_slot.saturating_sub(report.commit_slot)))
+                });
+                let lag = lag.map_or_else(|| "-".to_string(), |lag| lag.to_string());
                 let passive = if seen.is_some_and(|peer| peer.passive) {
                     "; passive: a completed write is its vote"
                 } else {
@@ -255,14 +256,17 @@ fn problems(answers: &[Answer]) -> Vec<String> {
     }
     if let Some(leader) = leader {
         for peer in &leader.peers {
-            let behind = leader.commit_slot.saturating_sub(peer.commit_slot);
+            // What the leader heard last may be older than what the replica itself says here.
+            let told = reports.iter().find(|report| report.node == peer.node);
+            let known = told.map_or(0, |report| report.commit_slot).max(peer.commit_slot);
+            let behind = leader.commit_slot.saturating_sub(known);
             if peer.data_up && behind > LAG_WORTH_TELLING {
                 problems.push(format!(
                     "replica {} is {behind} slots behind and catching up: wait before you stop \
                      another one",
                     peer.node
                 ));
-            } else if !peer.data_up && reports.iter().any(|report| report.node == peer.node) {
+            } else if !peer.data_up && told.is_some() {
                 problems.push(format!(
                     "replica {} runs, but the leader has no link to it: {}",
                     peer.node,

@@ -63,8 +63,10 @@ fn the_version_rises_with_the_last_replica_and_never_goes_back() {
     for node in 1..=3 {
         account.check(&cluster.address(node));
     }
-    let status = String::from_utf8_lossy(&cluster.status(false).stdout).into_owned();
-    assert!(status.contains("Protocol version 2, the newest that all speak"), "{status}");
+    wait("the newest version that all speak", PATIENCE, || {
+        let said = String::from_utf8_lossy(&cluster.status(false).stdout).into_owned();
+        said.contains("Protocol version 2, the newest that all speak").then_some(())
+    });
     // An older program does not start on what a newer one wrote, and says why.
     let follower = cluster.follower(&[]);
     restart(&mut cluster, follower, Some(1));
