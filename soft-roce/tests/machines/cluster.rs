@@ -69,7 +69,7 @@ impl<'a> Cluster<'a> {
     fn start(&mut self) -> Result<()> {
         for number in 1..=REPLICAS {
             let file = self.lab.share().join(self.file(number, "toml"));
-            std::fs::write(file, self.config(number))?;
+            std::fs::write(file, self.config(number, number))?;
             self.start_replica(number)?;
         }
         self.leader();
@@ -91,14 +91,18 @@ impl<'a> Cluster<'a> {
         format!("{}-{number}.{extension}", self.name)
     }
 
-    /// Timers are long: machines pause when this one is busy. Clients come over an interface of their own.
-    fn config(&self, number: u16) -> String {
+    /// The configuration of replica `node` in the place of the founder `number`: it joins, unless it is
+    /// that founder. Timers are long: machines pause when this one is busy. Clients come over an interface
+    /// of their own.
+    fn config(&self, number: u16, node: u16) -> String {
         let Self { transport, durability, followers, .. } = self;
-        let directory = self.directory(number);
+        let directory = self.directory(node);
         let port = client_port(number);
+        let join = node != number;
         let mut text = format!(
             "[replica]\n\
-             node = {number}\n\
+             node = {node}\n\
+             join = {join}\n\
              directory = \"{directory}\"\n\
              durability = \"{durability}\"\n\
              transport = \"{transport}\"\n\
@@ -117,17 +121,33 @@ impl<'a> Cluster<'a> {
              [limits]\n\
              ring_bytes = 4194304\n"
         );
-        for node in 1..=REPLICAS {
-            let (address, peer, client) =
-                (self.host(node).address(), 7100 + node, client_port(node));
+        for founder in 1..=REPLICAS {
+            let member = if founder == number { node } else { founder };
+            let (peer, client) = self.inside(founder, member);
             text += &format!(
                 "[[member]]\n\
-                 node = {node}\n\
-                 peer = \"{address}:{peer}\"\n\
-                 client = \"{address}:{client}\"\n"
+                 node = {member}\n\
+                 peer = \"{peer}\"\n\
+                 client = \"{client}\"\n"
             );
         }
         text
+    }
+
+    /// Where the others reach replica `node` in the place of the founder `number`: as a peer, as clients.
+    fn inside(&self, number: u16, node: u16) -> (String, String) {
+        let address = self.host(number).address();
+        (format!("{address}:{}", 7100 + node), format!("{address}:{}", client_port(number)))
+    }
+
+    /// Starts replica `node` where the founder `number` was, which does not run any more, and has it
+    /// replace that one as a member.
+    pub(crate) fn replace(&mut self, number: u16, node: u16) -> Result<()> {
+        let file = self.lab.share().join(self.file(number, "toml"));
+        std::fs::write(file, self.config(number, node))?;
+        self.start_replica(number)?;
+        let (peer, client) = self.inside(number, node);
+        self.member(number, &["replace", &number.to_string(), &node.to_string(), &peer, &client])
     }
 
     pub(crate) fn start_replica(&mut self, number: u16) -> Result<()> {
@@ -243,17 +263,23 @@ impl<'a> Cluster<'a> {
     /// Makes a replica that lost its memory a voter again, when it has caught up.
     pub(crate) fn readmit(&self, number: u16) -> Result<()> {
         let node = number.to_string();
-        let others = (1..=REPLICAS).filter(|other| *other != number);
-        let others = others.map(|other| self.address(other)).collect::<Vec<_>>().join(",");
-        let arguments = ["member", "replace", &node, &node, "--timeout", "200", "--addr", &others];
-        let output =
-            std::process::Command::new(crate::built("quorate")?).args(arguments).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        anyhow::ensure!(output.status.success(), "replica {number} is not readmitted: {said}");
+        self.member(number, &["replace", &node, &node])?;
         self.wait("the leader's word that it votes", || {
             let peers = self.report(self.leader())?.peers;
             peers.iter().any(|peer| peer.node == number && peer.votes).then_some(())
         });
+        Ok(())
+    }
+
+    /// Runs `quorate member` to its end, asking all but one replica.
+    fn member(&self, all_but: u16, arguments: &[&str]) -> Result<()> {
+        let others = (1..=REPLICAS).filter(|other| *other != all_but);
+        let others = others.map(|other| self.address(other)).collect::<Vec<_>>().join(",");
+        let mut command = std::process::Command::new(crate::built("quorate")?);
+        command.arg("member").args(arguments).args(["--timeout", "200", "--addr", &others]);
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        anyhow::ensure!(output.status.success(), "quorate member {arguments:?}: {said}");
         Ok(())
     }
 

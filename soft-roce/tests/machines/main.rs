@@ -8,6 +8,7 @@
 
 mod cluster;
 mod linearizable;
+mod members;
 mod one_host;
 mod passive;
 mod power;
@@ -52,7 +53,7 @@ enum Hosts {
     Three,
 }
 
-const TESTS: [Test; 31] = [
+const TESTS: [Test; 32] = [
     (
         "program: output and exit code are passed through",
         Hosts::One,
@@ -90,6 +91,7 @@ const TESTS: [Test; 31] = [
     ("cluster: records travel by rdma", Hosts::Three, redis::redis_rdma),
     ("cluster: rdma lost and found", Hosts::Three, redis::rdma_lost),
     ("cluster: a queue pair fails", Hosts::Three, redis::pair_fails),
+    ("cluster: a member is replaced over rdma", Hosts::Three, members::replaced),
     ("cluster: linearizable under faults over rdma", Hosts::Three, linearizable::over_rdma),
     (LONG, Hosts::Three, linearizable::over_passive),
 ];

@@ -23,7 +23,10 @@ fn redis(program: &str, address: &str, arguments: &[&str]) -> Result<String> {
 }
 
 /// Does something for which one leader has to lead from its beginning to its end.
-fn under_one_leader<T>(cluster: &Cluster<'_>, act: impl Fn(u16) -> Result<T>) -> Result<T> {
+pub(crate) fn under_one_leader<T>(
+    cluster: &Cluster<'_>,
+    act: impl Fn(u16) -> Result<T>,
+) -> Result<T> {
     for attempt in 1.. {
         let (leader, before) = (cluster.leader(), cluster.lives()?);
         let result = act(leader);
