@@ -17,6 +17,7 @@
 //!    from two threads at a time; the log never reads a range that another thread is writing.
 //! 6. Whoever holds the medium is the only writer.
 
+mod ahead;
 mod directory;
 mod file;
 mod mapped;

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// Times without an acknowledgement that are told one by one.
 const LONG: Duration = Duration::from_millis(50);
 
+/// Acknowledgements are looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// Watches a load from its beginning to its end: how long was it without an acknowledgement at the longest?
 struct Watch {
     begun: Instant,
@@ -33,19 +36,24 @@ impl Watch {
         let begun = Instant::now();
         let thread = std::thread::spawn(move || {
             let (mut count, mut since) = (acknowledged.load(Ordering::Relaxed), Instant::now());
+            // How long this thread, which has nothing to do, was kept from running meanwhile.
+            let mut kept = Duration::ZERO;
             while !ends.load(Ordering::Relaxed) {
-                std::thread::park_timeout(Duration::from_millis(1));
+                let slept = Instant::now();
+                std::thread::park_timeout(LOOK_EVERY);
+                kept += slept.elapsed().saturating_sub(2 * LOOK_EVERY);
                 let now = acknowledged.load(Ordering::Relaxed);
                 longest.fetch_max(since.elapsed().as_micros() as u64, Ordering::Relaxed);
                 if now != count {
                     if since.elapsed() >= LONG {
                         let at = since.duration_since(begun);
                         println!(
-                            "{at:.3?} after the begin: {:?} without a commit",
+                            "{at:.3?} after the begin: {:?} without a commit, {kept:?} of them without a \
+                             processor for an idle thread",
                             since.elapsed()
                         );
                     }
-                    (count, since) = (now, Instant::now());
+                    (count, since, kept) = (now, Instant::now(), Duration::ZERO);
                 }
             }
         });

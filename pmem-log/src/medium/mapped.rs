@@ -1,6 +1,7 @@
 //! Memory: persistent memory or ordinary files, mapped and written with stores that go past the
 //! cache, or plain memory.
 
+use super::ahead::Ahead;
 use super::directory::{Directory, file_system, refused};
 use super::mapping::Mapping;
 use super::{Area, Boot, Medium, Profile};
@@ -82,12 +83,12 @@ impl MappedMedium {
         act(&mut areas.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn map(&self, file: &File) -> io::Result<Arc<dyn Area>> {
+    fn map(&self, file: &File, ahead: Option<Ahead>) -> io::Result<Arc<dyn Area>> {
         let map = match self.kind {
             MediumKind::Dax => Mapping::synchronous(file)?,
             _ => Mapping::cached(file)?,
         };
-        Ok(Arc::new(MappedArea { map, outlives: true }))
+        Ok(Arc::new(MappedArea { map, outlives: true, ahead }))
     }
 }
 
@@ -146,7 +147,7 @@ impl Medium for MappedMedium {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn Area>> {
         match &self.place {
-            Place::Directory(directory) => self.map(&directory.open_file(name, true)?),
+            Place::Directory(directory) => self.map(&directory.open_file(name, true)?, None),
             Place::Memory(areas) => {
                 let area = Self::with_memory(areas, |areas| areas.get(name).cloned());
                 Ok(area.ok_or(io::ErrorKind::NotFound)?)
@@ -160,12 +161,15 @@ impl Medium for MappedMedium {
                 // A block that was never written is only reserved: on DAX the first store to each
                 // page of it would wait for the file system to note and sync that.
                 let zeros = self.kind == MediumKind::Dax;
-                self.map(&directory.create_file(name, bytes, zeros)?)
+                let file = directory.create_file(name, bytes, zeros)?;
+                // Without another handle it is only slower.
+                let ahead = file.try_clone().ok().filter(|_| !zeros);
+                self.map(&file, ahead.map(|file| Ahead::of(file, bytes)))
             }
             Place::Memory(areas) => {
                 let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::StorageFull)?;
                 let map = Mapping::anonymous(length)?;
-                let area = Arc::new(MappedArea { map, outlives: false });
+                let area = Arc::new(MappedArea { map, outlives: false, ahead: None });
                 Self::with_memory(areas, |areas| areas.insert(name.to_owned(), Arc::clone(&area)));
                 Ok(area)
             }
@@ -199,6 +203,8 @@ struct MappedArea {
     map: Mapping,
     /// Whether there is anything that outlives the process.
     outlives: bool,
+    /// For a file of the page cache that this process made.
+    ahead: Option<Ahead>,
 }
 
 impl MappedArea {
@@ -228,6 +234,9 @@ impl Area for MappedArea {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let words = self.range(offset, bytes.len())?;
+        if let Some(ahead) = &self.ahead {
+            ahead.reach(offset + bytes.len() as u64)?;
+        }
         match self.outlives {
             true => cache::store_through(words, bytes),
             false => cache::store(words, bytes),
@@ -245,9 +254,12 @@ impl Area for MappedArea {
         Ok(())
     }
 
-    /// The first store to each page of a mapped file stops for the file system to find it: 19 ms and more for
-    /// several megabytes at a time, where it reads ahead of a file that holds nothing.
+    /// The first store to each page of a mapped file stops for the file system to find it.
     fn touch(&self) {
+        if let Some(ahead) = &self.ahead {
+            // A write that needs it says what is wrong.
+            let _ = ahead.reach(self.bytes());
+        }
         if self.outlives {
             for word in self.map.words().iter().step_by(PAGE_BYTES / size_of::<AtomicU64>()) {
                 word.store(0, Ordering::Relaxed);
