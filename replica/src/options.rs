@@ -46,7 +46,8 @@ pub struct NodeOptions {
     pub request_timeout: Duration,
     /// The largest submission in bytes.
     pub command_bytes_max: usize,
-    /// A batch takes no further submission beyond this many bytes.
+    /// A batch takes no further submission beyond this many bytes. A replica applies a batch in one go, and
+    /// votes for nothing meanwhile.
     pub batch_bytes_max: usize,
     /// Bytes of the ring that each peer may write into; at least twice `command_bytes_max` is wise.
     pub ring_bytes: usize,
@@ -134,7 +135,7 @@ impl NodeOptions {
             clock_drift_ppm: 1_000,
             request_timeout: Duration::from_secs(5),
             command_bytes_max: COMMAND_BYTES_MAX,
-            batch_bytes_max: 1 << 20,
+            batch_bytes_max: 128 << 10,
             ring_bytes: 16 << 20,
             window_slots_max: 8192,
             window_bytes_max: 64 << 20,

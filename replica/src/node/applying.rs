@@ -14,6 +14,9 @@ use std::sync::atomic::Ordering;
 /// Payload bytes applied in one turn before the transport is looked at again: some ten thousand small commands, which
 /// take some ten milliseconds. Nothing is voted for or counted meanwhile.
 const APPLY_BYTES_PER_TURN: usize = 1 << 20;
+/// And so many of its commands: a small one may cost the state machine ten microseconds or more, where it
+/// has to copy what a checkpoint shares.
+const APPLY_COMMANDS_PER_TURN: u64 = 1024;
 
 /// As much of the log is read at once, when chosen slots are not in memory.
 const REPLAY_BYTES_PER_TURN: usize = 4 << 20;
@@ -26,7 +29,8 @@ impl Node {
         if self.checkpoints.restoring {
             return false;
         }
-        while bytes < APPLY_BYTES_PER_TURN {
+        let commands_end = self.counters.commands_applied + APPLY_COMMANDS_PER_TURN;
+        while bytes < APPLY_BYTES_PER_TURN && self.counters.commands_applied < commands_end {
             let Some(core) = &mut self.core else { break };
             let Some((slot, value)) = core.next_to_apply() else {
                 if core.applied_slot() < core.commit_slot() {
