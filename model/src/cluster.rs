@@ -57,7 +57,7 @@ pub struct State {
     network: Vec<(u64, Arc<Packet>)>,
     /// Rows that were published and may still arrive, oldest first, by sender and receiver.
     rows: [[Vec<Row>; Bounds::REPLICAS]; Bounds::REPLICAS],
-    /// A row came by the link as it is now, by sender and receiver: says what to try, decides nothing.
+    /// A row came by the link as it is now, by sender and receiver: says which rows are worth trying.
     heard: [[bool; Bounds::REPLICAS]; Bounds::REPLICAS],
     campaigns: [u8; Bounds::REPLICAS],
     commands: u8,
@@ -149,6 +149,8 @@ impl Hash for State {
         for list in self.rows.iter().flatten() {
             list.len().hash(hasher);
         }
+        // Two states in which different events are tried are two.
+        self.heard.hash(hasher);
         (self.campaigns, self.commands, self.crashes, self.changed).hash(hasher);
         (&self.history, &self.wrong).hash(hasher);
     }
@@ -574,6 +576,7 @@ fn other_than(node: NodeId) -> NodeId {
 /// Time passes at this replica, more than any wait.
 fn jump(node: &mut Node) {
     node.now = node.now + JUMP;
+    node.paxos.note_time(node.now);
 }
 
 /// Heartbeats went on all the while: who was heard is heard.

@@ -17,4 +17,4 @@ mod run;
 
 pub use bounds::{Bounds, Rows};
 pub use cluster::{Action, Cluster, State};
-pub use run::{Outcome, run};
+pub use run::{Outcome, run, unlike};

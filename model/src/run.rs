@@ -1,9 +1,12 @@
 //! A run of the checker, and what it prints.
 
 use crate::bounds::Bounds;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, State};
 use stateright::{Checker, HasDiscoveries, Model};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// What came of a run.
@@ -66,6 +69,61 @@ pub fn run(bounds: &Bounds, threads: usize, limit: Option<Duration>) -> Outcome 
         took,
         broken,
         absent,
+    }
+}
+
+/// Looks for two schedules within `bounds` that lead to what counts as one state and go on to different ones:
+/// what comes of the second would never be looked at. Returns the events of both, and what differs.
+#[must_use]
+pub fn unlike(bounds: &Bounds) -> Option<String> {
+    let model = Cluster { bounds: bounds.clone() };
+    let mut seen: BTreeMap<u64, (Trail, BTreeSet<(String, u64)>)> = BTreeMap::new();
+    let first = model.init_states().into_iter().map(|state| (state, Trail::default()));
+    let mut open: Vec<(State, Trail)> = first.collect();
+    while let Some((state, trail)) = open.pop() {
+        let mut actions = Vec::new();
+        model.actions(&state, &mut actions);
+        let next: Vec<(String, State)> = actions
+            .into_iter()
+            .filter_map(|action| Some((format!("{action:?}"), model.next_state(&state, action)?)))
+            .filter(|(_, next)| model.within_boundary(next))
+            .collect();
+        let leads = next.iter().map(|(action, next)| (action.clone(), digest(next))).collect();
+        match seen.get(&digest(&state)) {
+            Some((before, held)) if *held != leads => {
+                let differ: Vec<_> = held.symmetric_difference(&leads).collect();
+                return Some(format!("{before}\n\n{trail}\n\n{differ:#?}"));
+            }
+            Some(_) => {}
+            None => {
+                seen.insert(digest(&state), (trail.clone(), leads));
+                open.extend(next.into_iter().map(|(event, next)| (next, trail.then(event))));
+            }
+        }
+    }
+    None
+}
+
+fn digest(state: &State) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The events that led to a state.
+#[derive(Clone, Default)]
+struct Trail(Option<Rc<(Trail, String)>>);
+
+impl Trail {
+    fn then(&self, event: String) -> Self {
+        Self(Some(Rc::new((self.clone(), event))))
+    }
+}
+
+impl fmt::Display for Trail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(last) = &self.0 else { return Ok(()) };
+        write!(f, "{}\n    {}", last.0, last.1)
     }
 }
 

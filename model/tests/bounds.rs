@@ -1,7 +1,7 @@
 //! The short form: small bounds, every state of them, and a planted mistake that must be found.
 
 use quorate_consensus::Mutant;
-use quorate_model::{Bounds, Outcome, run};
+use quorate_model::{Bounds, Outcome, run, unlike};
 
 fn search(bounds: &Bounds) -> Outcome {
     let outcome = run(bounds, 2, None);
@@ -20,6 +20,15 @@ fn holds(bounds: &Bounds) {
 #[test]
 fn one_proposer_a_reconfiguration_and_a_crash() {
     holds(&Bounds { change: Some(vec![2, 3]), crashes: 1, last_slot: 3, ..Bounds::least() });
+}
+
+/// What counts as one state goes on alike: or "every state" would depend on which of the two came first.
+#[test]
+fn what_counts_as_one_state_goes_on_alike() {
+    let bounds = Bounds { change: Some(vec![2, 3]), crashes: 1, last_slot: 3, ..Bounds::least() };
+    if let Some(what) = unlike(&bounds) {
+        panic!("{bounds}: {what}");
+    }
 }
 
 /// Rules A1 to A5, P1 to P8.

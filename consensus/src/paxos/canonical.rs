@@ -14,24 +14,27 @@ use core::hash::{Hash, Hasher};
 impl Paxos {
     /// Feeds all that decides what this replica will do to `hasher`.
     pub fn hash_canonical<H: Hasher>(&self, hasher: &mut H) {
+        let over = |deadline: Nanos| self.now >= deadline;
         let within = |at: Nanos| self.now.since(at) < self.settings.election_timeout_min;
         (&self.configurations, self.commit_slot, self.log_commit_slot).hash(hasher);
         (self.applied_slot, self.log_first, self.leader).hash(hasher);
         (self.remembers, self.may_lead, self.poisoned, self.announced).hash(hasher);
+        (self.met_leader, self.leader_heard_at.is_some_and(within)).hash(hasher);
         self.acceptor.hash_canonical(hasher);
         for peer in &self.peers {
             (peer.node, peer.row.canonical()).hash(hasher);
             (peer.heard_at.is_some_and(within), peer.row_is_current, peer.linked).hash(hasher);
-            (peer.leaves_at.is_some(), peer.log_first, peer.written).hash(hasher);
+            (peer.leaves_at.map(over), peer.no_help_from).hash(hasher);
+            (peer.log_first, peer.written).hash(hasher);
         }
-        self.catch_up.canonical().hash(hasher);
+        self.catch_up.canonical(self.now).hash(hasher);
         let durable = self.acceptor.durable_through();
         for (after, to, message) in &self.held {
             (after.0.saturating_sub(durable.0), to, message).hash(hasher);
         }
         (&self.messages, self.log_reads.len()).hash(hasher);
         self.rings().hash(hasher);
-        self.role.hash_canonical(hasher);
+        self.role.hash_canonical(self.now, hasher);
     }
 }
 
@@ -50,7 +53,7 @@ impl Row {
 }
 
 impl Role {
-    fn hash_canonical<H: Hasher>(&self, hasher: &mut H) {
+    fn hash_canonical<H: Hasher>(&self, now: Nanos, hasher: &mut H) {
         core::mem::discriminant(self).hash(hasher);
         match self {
             Self::Follower => {}
@@ -65,8 +68,8 @@ impl Role {
                     (node, next, incarnation, matched, passive, told_behind).hash(hasher);
                 }
                 let held = transfer.as_ref();
-                held.map(|&Transfer { to, closing, told, resigns, .. }| {
-                    (to, closing, told, resigns)
+                held.map(|&Transfer { to, give_up_at, closing, told, resigns }| {
+                    (to, now >= give_up_at, closing, told, resigns)
                 })
                 .hash(hasher);
             }

@@ -33,8 +33,9 @@ impl CatchUp {
 
     /// All that decides what it will do, where the clock stands still or jumps past every wait.
     #[cfg(feature = "model")]
-    pub(super) fn canonical(&self) -> (Slot, Option<NodeId>, Option<NodeId>, Option<Slot>) {
-        (self.target, self.asked.map(|(source, _)| source), self.held_back, self.members_from)
+    pub(super) fn canonical(&self, now: Nanos) -> impl core::hash::Hash + use<> {
+        let asked = self.asked.map(|(source, give_up_at)| (source, now >= give_up_at));
+        (self.target, asked, self.held_back, self.members_from)
     }
 }
 
