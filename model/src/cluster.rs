@@ -158,12 +158,7 @@ impl Hash for State {
 
 impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
-        let digest = |state: &Self| {
-            let mut hasher = DefaultHasher::new();
-            state.hash(&mut hasher);
-            hasher.finish()
-        };
-        digest(self) == digest(other)
+        self.digest() == other.digest()
     }
 }
 
@@ -176,6 +171,13 @@ fn number(node: NodeId) -> u16 {
 }
 
 impl State {
+    /// Of all that decides anything: what is the same state has the same.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+
     fn node(&self, node: u16) -> &Node {
         &self.nodes[place(node)]
     }

@@ -5,7 +5,6 @@ use crate::cluster::{Cluster, State};
 use stateright::{Checker, HasDiscoveries, Model};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -88,26 +87,21 @@ pub fn unlike(bounds: &Bounds) -> Option<String> {
             .filter_map(|action| Some((format!("{action:?}"), model.next_state(&state, action)?)))
             .filter(|(_, next)| model.within_boundary(next))
             .collect();
-        let leads = next.iter().map(|(action, next)| (action.clone(), digest(next))).collect();
-        match seen.get(&digest(&state)) {
+        let leads = next.iter().map(|(action, next)| (action.clone(), next.digest())).collect();
+        let digest = state.digest();
+        match seen.get(&digest) {
             Some((before, held)) if *held != leads => {
                 let differ: Vec<_> = held.symmetric_difference(&leads).collect();
                 return Some(format!("{before}\n\n{trail}\n\n{differ:#?}"));
             }
             Some(_) => {}
             None => {
-                seen.insert(digest(&state), (trail.clone(), leads));
+                seen.insert(digest, (trail.clone(), leads));
                 open.extend(next.into_iter().map(|(event, next)| (next, trail.then(event))));
             }
         }
     }
     None
-}
-
-fn digest(state: &State) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    state.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// The events that led to a state.
